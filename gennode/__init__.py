@@ -1,0 +1,1 @@
+"""gennode: strangers' machines run one large language model together."""
