@@ -1,0 +1,1 @@
+"""Running layers: the only place that imports torch."""

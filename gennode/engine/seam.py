@@ -1,0 +1,114 @@
+"""The seam between the node and whatever computes: layers on one side, tokens on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gennode.wire.ids import ModelId, Span
+
+States = npt.NDArray[np.float32]
+"""Hidden states, float32, shape [rows, dim], C-contiguous."""
+
+Logits = npt.NDArray[np.float32]
+"""Unnormalised log-probabilities of the next token, float32, shape [vocab]."""
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """One sequence's part of a step: its states at positions [position, position + rows).
+
+    `position` is at most the sequence's length so far; anything cached from `position` on is
+    dropped first, so that a repeated step is computed anew and gives the same bits.
+    """
+
+    sequence: Hashable
+    position: int
+    states: States
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What this engine is and how fast, measured on this machine."""
+
+    model: ModelId
+    compute_class: str
+    """Weights, arithmetic and device, such as `fp32-cpu`: equal classes agree to rounding."""
+    layer_time_s: float
+    """Seconds that one layer takes for one token."""
+    load_time_s: float
+    """Seconds that loading one more layer takes."""
+
+
+class ShardEngine(Protocol):
+    """Computes the layers of some spans of one model. Called from one thread at a time.
+
+    Raises ResourceError when memory runs out, LocalError when called against its contract.
+    """
+
+    @property
+    def model(self) -> ModelId:
+        """Which weights these are."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+
+    def spans(self) -> tuple[Span, ...]:
+        """The layers that are loaded, as sorted, maximal, disjoint spans."""
+
+    def load(self, span: Span) -> None:
+        """Load the layers of `span` that are not loaded yet; ModelError if a file is damaged."""
+
+    def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
+        """Begin a sequence over loaded layers, or empty it if it exists already."""
+
+    def step(self, batch: Sequence[StepInput]) -> list[States]:
+        """Push states through the layers of each one's span; returns new arrays, same shapes."""
+
+    def length(self, sequence: Hashable) -> int:
+        """Positions cached so far."""
+
+    def truncate(self, sequence: Hashable, length: int) -> None:
+        """Forget all cached positions from `length` on."""
+
+    def close(self, sequence: Hashable) -> None:
+        """End a sequence and free its cache. Idempotent."""
+
+    def profile(self) -> Profile:
+        """Measure (once) and report; at least one layer must be loaded."""
+
+
+class OwnerEngine(Protocol):
+    """The owner's part of a model: text to tokens to states, and states to logits."""
+
+    @property
+    def model(self) -> ModelId:
+        """Which weights these are."""
+
+    @property
+    def layers(self) -> int:
+        """How many transformer layers lie between `embed` and `logits`."""
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the model was made for."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a prompt, with the special tokens that the model expects."""
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of generated tokens, special ones left out."""
+
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends an answer."""
+
+    def embed(self, tokens: Sequence[int]) -> States:
+        """Input states of the first layer, shape [len(tokens), dim]."""
+
+    def logits(self, state: States) -> Logits:
+        """Logits after one position's last-layer state (shape [dim] or [1, dim])."""

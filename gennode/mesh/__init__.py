@@ -1,0 +1,1 @@
+"""Reaching peers: transports behind one seam, links that survive resets, the directory."""

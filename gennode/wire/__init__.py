@@ -1,0 +1,1 @@
+"""What peers say: ids, messages, frames, activation codecs, signatures. Pure."""

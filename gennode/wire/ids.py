@@ -1,0 +1,76 @@
+"""Names of things on the wire: peers, models, sessions, spans of layers."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple, NewType
+
+import base58
+import msgspec
+
+from gennode.errors import RemoteError
+
+PeerId = NewType("PeerId", str)
+"""A libp2p peer id of an Ed25519 key in base58 (`12D3Koo…`): the public key itself, encoded."""
+
+ModelId = NewType("ModelId", str)
+"""Hex SHA-256 of a model's manifest: names the exact weights."""
+
+SessionId = NewType("SessionId", bytes)
+"""16 random bytes chosen by the owner."""
+
+MAX_LAYERS = 1024  # the deepest published decoders have some 130 layers
+
+# libp2p's PublicKey protobuf {type: Ed25519 = 1, data: 32 bytes} inside an identity multihash,
+# https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
+_PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
+_PUBLIC_KEY_BYTES = 32
+_PEER_ID_CHARACTERS = 64  # 52 in practice; decoding base58 is quadratic in the length
+
+LayerIndex = Annotated[int, msgspec.Meta(ge=0, le=MAX_LAYERS)]
+
+
+class Span(NamedTuple):
+    """A half-open range of transformer layers `[start, end)`."""
+
+    start: LayerIndex
+    end: LayerIndex
+
+    @property
+    def layers(self) -> int:
+        """How many layers the span holds."""
+        return self.end - self.start
+
+    def covers(self, other: Span) -> bool:
+        """Whether every layer of `other` lies in this span."""
+        return self.start <= other.start and other.end <= self.end
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.end}"
+
+
+class Hop(msgspec.Struct, frozen=True, array_like=True):
+    """One worker on a route and the layers that it computes there."""
+
+    peer: PeerId
+    span: Span
+
+
+def peer_id_of(public_key: bytes) -> PeerId:
+    """The peer id of a raw Ed25519 public key (32 bytes)."""
+    return PeerId(base58.b58encode(_PEER_ID_PREFIX + public_key).decode())
+
+
+def public_key_of(peer: PeerId) -> bytes:
+    """The raw Ed25519 public key (32 bytes) that a peer id consists of.
+
+    Raises RemoteError if `peer` is not the id of an Ed25519 key.
+    """
+    if len(peer) > _PEER_ID_CHARACTERS:
+        raise RemoteError("a peer id is longer than any Ed25519 peer id")
+    try:
+        raw = base58.b58decode(peer)
+    except ValueError as error:
+        raise RemoteError(f"{peer!r} is not base58") from error
+    if not raw.startswith(_PEER_ID_PREFIX) or len(raw) != len(_PEER_ID_PREFIX) + _PUBLIC_KEY_BYTES:
+        raise RemoteError(f"{peer!r} is not the peer id of an Ed25519 key")
+    return raw[len(_PEER_ID_PREFIX) :]

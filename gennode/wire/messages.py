@@ -1,0 +1,171 @@
+"""Every message that one peer sends another; each field is bounded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from gennode.wire.ids import Hop, LayerIndex, ModelId, PeerId, SessionId, Span
+from gennode.wire.signing import SIGNATURE_BYTES, Signed
+
+MAX_ROUTE_HOPS = 64  # a token crosses every hop: longer routes would never be worth it
+MAX_STEP_ROWS = 512  # a prefill chunk; keeps a frame below 16 MiB at dim 8192 in float32
+MAX_DIGEST_PEERS = 4096
+MAX_ANNOUNCEMENTS = 32
+MAX_POSITIONS = 1 << 20
+
+CodecName = Literal["raw", "int8", "int8-outlier"]
+
+_Text = Annotated[str, msgspec.Meta(max_length=256)]
+_Address = Annotated[str, msgspec.Meta(max_length=256)]
+_Counter = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_Peer = Annotated[PeerId, msgspec.Meta(max_length=64)]
+_Model = Annotated[ModelId, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+_Session = Annotated[SessionId, msgspec.Meta(min_length=16, max_length=16)]
+_Signature = Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)]
+
+
+class Announcement(msgspec.Struct, frozen=True, array_like=True):
+    """What a peer signs about itself (domain `announcement`).
+
+    `sequence` grows with each one a peer makes; the highest wins. It lives `lifetime_s` after
+    it was made. `layer_time_s`: measured seconds per layer for one token. `spare_layers`: how
+    many more layers it would load on request, each taking `load_time_s`. No spans and no spare
+    layers says goodbye.
+    """
+
+    peer: _Peer
+    sequence: _Counter
+    lifetime_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    model: _Model
+    spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=64)]
+    spare_layers: LayerIndex
+    layer_time_s: _Seconds
+    load_time_s: _Seconds
+    sessions: _Counter
+    max_sessions: _Counter
+    compute_class: _Text
+    addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)]
+
+
+class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """A message. Its tag on the wire is its class's name."""
+
+
+class Digest(Base, frozen=True):
+    """What the sender knows of the directory: each peer's highest sequence."""
+
+    entries: Annotated[
+        tuple[tuple[_Peer, _Counter], ...], msgspec.Meta(max_length=MAX_DIGEST_PEERS)
+    ]
+    reply: bool
+    """Whether the sender wants a digest back."""
+
+
+class AgedAnnouncement(msgspec.Struct, frozen=True, array_like=True):
+    """A signed announcement and how long ago it was made, as far as the sender knows."""
+
+    signed: Signed
+    age_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+
+
+class Announcements(Base, frozen=True):
+    """Announcements that the receiver lacks."""
+
+    items: Annotated[tuple[AgedAnnouncement, ...], msgspec.Meta(max_length=MAX_ANNOUNCEMENTS)]
+
+
+class Open(Base, frozen=True):
+    """Owner to hop: take part in a session as `path[index]`, or learn its new path.
+
+    A hop that already takes part under a lower attempt keeps its cache. If `replay` is set, it
+    first sends the frames it retained down the new path; hops up to `rebuild_until` pass what
+    they compute from them on, so that new workers further down are rebuilt as well.
+    """
+
+    session: _Session
+    attempt: _Counter
+    model: _Model
+    path: Annotated[tuple[Hop, ...], msgspec.Meta(min_length=1, max_length=MAX_ROUTE_HOPS)]
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_ROUTE_HOPS)]
+    codec: CodecName
+    max_positions: Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITIONS)]
+    replay: bool
+    rebuild_until: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_ROUTE_HOPS)]
+
+
+class Accept(Base, frozen=True):
+    """Hop to owner: `path[index]` is ready under this attempt."""
+
+    session: _Session
+    attempt: _Counter
+    index: _Counter
+
+
+class Refuse(Base, frozen=True):
+    """Hop to owner: it will not take part, and why."""
+
+    session: _Session
+    attempt: _Counter
+    index: _Counter
+    reason: _Text
+
+
+class Step(Base, frozen=True):
+    """Hop to hop (owner to the first, the last to the owner); the payload is the states.
+
+    The states are the input of layer `layer` at positions `[position, position + rows)`. The
+    owner wants the last `reply_rows` rows back. `rebuild` marks a replay after a failure.
+    """
+
+    session: _Session
+    attempt: _Counter
+    number: _Counter
+    layer: LayerIndex
+    position: Annotated[int, msgspec.Meta(ge=0, lt=MAX_POSITIONS)]
+    rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP_ROWS)]
+    reply_rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP_ROWS)]
+    codec: CodecName
+    rebuild: bool
+
+
+class Failed(Base, frozen=True):
+    """Hop to owner: it could not compute or pass on a step, and why."""
+
+    session: _Session
+    attempt: _Counter
+    index: _Counter
+    number: _Counter
+    reason: _Text
+
+
+class Ping(Base, frozen=True):
+    """Owner to hop, while a session waits: are you there, and how far are you?"""
+
+    session: _Session
+    nonce: _Counter
+
+
+class Pong(Base, frozen=True):
+    """Answer to a ping: per hop the session has here, the highest step received and passed on."""
+
+    session: _Session
+    nonce: _Counter
+    progress: Annotated[
+        tuple[tuple[LayerIndex, Annotated[int, msgspec.Meta(ge=-1)], bool], ...],
+        msgspec.Meta(max_length=MAX_ROUTE_HOPS),
+    ]
+    """(first layer, highest step passed on or −1, whether it is computing now)"""
+
+
+class Close(Base, frozen=True):
+    """Owner to hop: the session is over; forget it."""
+
+    session: _Session
+
+
+Message = (
+    Digest | Announcements | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close
+)
