@@ -1,0 +1,192 @@
+"""A Llama model's config.json, checked, and the tensors that it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from gennode.errors import ModelError
+from gennode.wire.ids import MAX_LAYERS
+from gennode.wire.manifest import ModelShape
+
+ARCHITECTURE = "LlamaForCausalLM"
+
+# Twice the largest figure of any published decoder or more; a larger one is a damaged or
+# malicious file, and would have us allocate terabytes.
+_Width = Annotated[int, msgspec.Meta(ge=1, le=1 << 18)]
+_Heads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_Layers = Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
+_Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=1 << 22)]
+_Positions = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+_Token = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
+_Factor = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_Theta = Annotated[float, msgspec.Meta(ge=1, le=1e12)]
+_EndTokens = _Token | Annotated[list[_Token], msgspec.Meta(max_length=256)] | None
+
+_REFUSED_HINT = "use a Llama model in Hugging Face format"
+
+
+class Rope(msgspec.Struct, frozen=True):
+    """How rotary frequencies are stretched: `rope_scaling`, or `rope_parameters` since 2026."""
+
+    rope_type: str | None = None
+    type: str | None = None  # the older name of rope_type
+    rope_theta: _Theta | None = None
+    partial_rotary_factor: float = 1.0
+    factor: _Factor = 1.0
+    low_freq_factor: _Factor = 1.0
+    high_freq_factor: _Factor = 4.0
+    original_max_position_embeddings: _Positions = 8192
+
+    @property
+    def kind(self) -> str:
+        """`default` or `llama3`, once the config has been checked."""
+        return self.rope_type or self.type or "default"
+
+
+class LlamaConfig(msgspec.Struct, frozen=True):
+    """The keys of config.json that decide what a Llama computes; others are ignored."""
+
+    hidden_size: _Width
+    intermediate_size: _Width
+    num_hidden_layers: _Layers
+    num_attention_heads: _Heads
+    vocab_size: _Vocabulary
+    architectures: tuple[str, ...] = ()
+    num_key_value_heads: _Heads | None = None
+    head_dim: Annotated[int, msgspec.Meta(ge=2, le=4096)] | None = None
+    max_position_embeddings: _Positions = 2048
+    rms_norm_eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-6
+    rope_theta: _Theta | None = None
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    eos_token_id: _EndTokens = None
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; each serves heads / kv_heads query heads."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope(self) -> Rope:
+        """Rotary settings, wherever the file keeps them."""
+        return self.rope_parameters or self.rope_scaling or Rope()
+
+    @property
+    def theta(self) -> float:
+        """Base of the rotary frequencies; Llama's own default is 10,000."""
+        return self.rope.rope_theta or self.rope_theta or 10000.0
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes as a manifest states them."""
+        return ModelShape(
+            architecture=ARCHITECTURE,
+            layers=self.num_hidden_layers,
+            dim=self.hidden_size,
+            heads=self.num_attention_heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_width,
+            ffn_dim=self.intermediate_size,
+            vocab=self.vocab_size,
+            max_positions=self.max_position_embeddings,
+        )
+
+    def layer_tensors(self, layer: int) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of one layer's tensors, as the checkpoint has them."""
+        dim, ffn = self.hidden_size, self.intermediate_size
+        queries = self.num_attention_heads * self.head_width
+        keys = self.kv_heads * self.head_width
+        matrices = {
+            "self_attn.q_proj": (queries, dim, self.attention_bias),
+            "self_attn.k_proj": (keys, dim, self.attention_bias),
+            "self_attn.v_proj": (keys, dim, self.attention_bias),
+            "self_attn.o_proj": (dim, queries, self.attention_bias),
+            "mlp.gate_proj": (ffn, dim, self.mlp_bias),
+            "mlp.up_proj": (ffn, dim, self.mlp_bias),
+            "mlp.down_proj": (dim, ffn, self.mlp_bias),
+        }
+        prefix = f"model.layers.{layer}."
+        shapes: dict[str, tuple[int, ...]] = {
+            f"{prefix}input_layernorm.weight": (dim,),
+            f"{prefix}post_attention_layernorm.weight": (dim,),
+        }
+        for name, (rows, columns, biased) in matrices.items():
+            shapes[f"{prefix}{name}.weight"] = (rows, columns)
+            if biased:
+                shapes[f"{prefix}{name}.bias"] = (rows,)
+        return shapes
+
+    def owner_tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of what lies around the layers: embedding, final norm, head."""
+        table = (self.vocab_size, self.hidden_size)
+        shapes: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": table,
+            "model.norm.weight": (self.hidden_size,),
+        }
+        if not self.tie_word_embeddings:
+            shapes["lm_head.weight"] = table
+        return shapes
+
+
+class _Architectures(msgspec.Struct):
+    """Read first: another architecture's config would fail on keys that mean nothing to us."""
+
+    architectures: tuple[str, ...] = ()
+    model_type: str = ""
+
+
+def parse_config(data: bytes, file: str) -> LlamaConfig:
+    """A checked config from the bytes of `file`; ModelError names the key that is wrong."""
+    try:
+        named = msgspec.json.decode(data, type=_Architectures)
+        if named.architectures != (ARCHITECTURE,):
+            found = ", ".join(named.architectures) or named.model_type or "no architecture"
+            raise ModelError(f"{file} describes {found[:128]}, not {ARCHITECTURE}",
+                             hint=_REFUSED_HINT)  # fmt: skip
+        config = msgspec.json.decode(data, type=LlamaConfig)
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+        raise ModelError(
+            f"{file} is not a model config we can use: {error}",
+            hint="download the model again, or " + _REFUSED_HINT,
+        ) from error
+    for holds, problem in (
+        (config.num_attention_heads % config.kv_heads == 0,
+         "num_attention_heads is no multiple of num_key_value_heads"),
+        (config.head_dim or config.hidden_size % config.num_attention_heads == 0,
+         "hidden_size is no multiple of num_attention_heads"),
+        (config.head_width >= 2 and config.head_width % 2 == 0, "head_dim is odd"),
+        (config.hidden_act == "silu", f"hidden_act is {config.hidden_act[:64]!r}, not 'silu'"),
+        (config.rope.kind in ("default", "llama3"),
+         f"rope_type {config.rope.kind[:64]!r} is not supported"),
+        (config.rope.partial_rotary_factor == 1, "partial_rotary_factor is not 1"),
+        (config.rope.kind != "llama3"
+         or config.rope.low_freq_factor < config.rope.high_freq_factor,
+         "low_freq_factor is not below high_freq_factor"),
+    ):  # fmt: skip
+        if not holds:
+            raise ModelError(f"{file}: {problem}", hint=_REFUSED_HINT)
+    return config
+
+
+class _Generation(msgspec.Struct):
+    eos_token_id: _EndTokens = None
+
+
+def parse_end_tokens(data: bytes, file: str) -> _EndTokens:
+    """`eos_token_id` of a generation_config.json; ModelError if the file is malformed."""
+    try:
+        return msgspec.json.decode(data, type=_Generation).eos_token_id
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+        raise ModelError(f"{file} is malformed: {error}", hint="download it again") from error

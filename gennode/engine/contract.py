@@ -1,0 +1,53 @@
+"""What every shard engine checks of its callers, and how it states its spans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gennode.engine.seam import StepInput
+from gennode.errors import LocalError
+from gennode.wire.ids import Span
+
+
+def maximal_spans(layers: Iterable[int]) -> tuple[Span, ...]:
+    """A set of layers as sorted, maximal, disjoint spans."""
+    spans: list[Span] = []
+    for layer in sorted(layers):
+        if spans and spans[-1].end == layer:
+            spans[-1] = Span(spans[-1].start, layer + 1)
+        else:
+            spans.append(Span(layer, layer + 1))
+    return tuple(spans)
+
+
+def check_span(span: Span, layers: int) -> None:
+    """LocalError unless `span` is a non-empty range of a model of so many layers."""
+    if not 0 <= span.start < span.end <= layers:
+        raise LocalError(f"layers {span} are no span of a model of {layers} layers")
+
+
+def check_open(span: Span, loaded: tuple[Span, ...], max_positions: int) -> None:
+    """LocalError unless a sequence of so many positions can run over loaded layers."""
+    if span.layers < 1 or not any(have.covers(span) for have in loaded):
+        raise LocalError(f"layers {span} are not loaded")
+    if max_positions < 1:
+        raise LocalError(f"a sequence of at most {max_positions} positions holds nothing")
+
+
+def check_step(item: StepInput, length: int, max_positions: int, dim: int) -> None:
+    """LocalError unless the step continues (or rewinds) its sequence, in the right shape."""
+    states = item.states
+    if states.ndim != 2 or states.shape[1] != dim or states.dtype != np.float32:
+        raise LocalError(f"states are {states.dtype} {states.shape}, not float32 [rows, {dim}]")
+    if not 0 <= item.position <= length:
+        raise LocalError(f"a step at position {item.position} leaves a gap after {length}")
+    if item.position + len(states) > max_positions:
+        raise LocalError(f"a step ends beyond the {max_positions} positions that were opened")
+
+
+def check_truncate(new_length: int, length: int) -> None:
+    """LocalError unless the sequence has at least `new_length` positions."""
+    if not 0 <= new_length <= length:
+        raise LocalError(f"a sequence of {length} positions can't be cut to {new_length}")

@@ -1,0 +1,237 @@
+"""A toy model in whole numbers: the engines' twin for simulation, without weights or torch.
+
+Each row depends on its layer and on every earlier position, so that a skipped layer, a stale
+cache or a step done twice changes the tokens that follow. States are whole numbers below 64
+beside one that is always 127: every codec carries them without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from gennode.engine.contract import (
+    check_open,
+    check_span,
+    check_step,
+    check_truncate,
+    maximal_spans,
+)
+from gennode.engine.seam import Logits, Profile, States, StepInput
+from gennode.errors import LocalError
+from gennode.wire.ids import ModelId, Span
+from gennode.wire.manifest import Manifest, ModelShape
+
+TOY_DIM = 8
+TOY_VOCAB = 97
+TOY_MAX_POSITIONS = 4096  # as a small real model
+
+_PRIME = 127  # products of numbers that are not 0 are not 0 modulo a prime
+_DIGITS = TOY_DIM - 1
+_END, _BEGIN, _FIRST_CHARACTER = 0, 1, 2
+_FIRST_CODE, _LAST_CODE = 32, 126  # printable ASCII: one token per character
+_UNKNOWN = ord("?")
+_LOGIT_STEP = 0.25  # enough spread for a sampler at temperature 1 to vary its choice
+_HASH_FACTOR, _HASH_PRIME = 131, 1_000_003
+
+Numbers = npt.NDArray[np.int64]
+
+
+def toy_manifest(layers: int) -> Manifest:
+    """The manifest of a toy of so many layers: no files, all in the shape."""
+    shape = ModelShape(
+        architecture="Toy",
+        layers=layers,
+        dim=TOY_DIM,
+        heads=1,
+        kv_heads=1,
+        head_dim=TOY_DIM,
+        ffn_dim=TOY_DIM,
+        vocab=TOY_VOCAB,
+        max_positions=TOY_MAX_POSITIONS,
+    )
+    return Manifest(shape, ())
+
+
+def _to_numbers(states: States) -> Numbers:
+    """The numbers that states stand for; whatever a liar sends has some value."""
+    digits = np.nan_to_num(states[:, :_DIGITS], nan=0.0, posinf=0.0, neginf=0.0)
+    return np.rint(np.fmod(digits, np.float32(_PRIME))).astype(np.int64) % _PRIME
+
+
+def _to_states(numbers: Numbers) -> States:
+    states = np.full((len(numbers), TOY_DIM), float(_PRIME), dtype=np.float32)
+    states[:, :_DIGITS] = numbers - _PRIME // 2
+    return states
+
+
+@dataclass
+class _Sequence:
+    span: Span
+    max_positions: int
+    length: int = 0
+    sums: dict[int, Numbers] = field(default_factory=dict)
+    """Per layer, the running sum that stands for attention, [max_positions + 1, digits]."""
+
+
+class ToyShard:
+    """A ShardEngine that takes microseconds; the times it claims are arguments."""
+
+    def __init__(
+        self, manifest: Manifest, *, layer_time_s: float = 1e-3, load_time_s: float = 1e-2
+    ) -> None:
+        self._manifest = manifest
+        self._layer_time_s = layer_time_s
+        self._load_time_s = load_time_s
+        self._loaded: frozenset[int] = frozenset()
+        self._sequences: dict[Hashable, _Sequence] = {}
+
+    @property
+    def model(self) -> ModelId:
+        """Which toy this is."""
+        return self._manifest.model
+
+    @property
+    def dim(self) -> int:
+        """Width of the states."""
+        return TOY_DIM
+
+    def spans(self) -> tuple[Span, ...]:
+        """The layers that are loaded, as sorted, maximal, disjoint spans."""
+        return maximal_spans(self._loaded)
+
+    def load(self, span: Span, progress: Callable[[int, int], None] | None = None) -> None:
+        """Have the layers of `span` from now on; `progress` gets (layers done, in all)."""
+        check_span(span, self._manifest.shape.layers)
+        self._loaded |= frozenset(range(span.start, span.end))
+        if progress is not None:
+            progress(span.layers, span.layers)
+
+    def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
+        """Begin a sequence over loaded layers, or empty it if it exists already."""
+        check_open(span, self.spans(), max_positions)
+        self._sequences[sequence] = _Sequence(span, max_positions)
+
+    def length(self, sequence: Hashable) -> int:
+        """Positions cached so far."""
+        return self._known(sequence).length
+
+    def truncate(self, sequence: Hashable, length: int) -> None:
+        """Forget all cached positions from `length` on."""
+        known = self._known(sequence)
+        check_truncate(length, known.length)
+        known.length = length
+
+    def close(self, sequence: Hashable) -> None:
+        """End a sequence. Idempotent."""
+        self._sequences.pop(sequence, None)
+
+    def step(self, batch: Sequence[StepInput]) -> list[States]:
+        """Push states through the layers of each one's span; returns new arrays, same shapes."""
+        return [self._step(item) for item in batch]
+
+    def _step(self, item: StepInput) -> States:
+        known = self._known(item.sequence)
+        check_step(item, known.length, known.max_positions, TOY_DIM)
+        numbers = _to_numbers(item.states)
+        for layer in range(known.span.start, known.span.end):
+            numbers = self._layer(known, layer, item.position, numbers)
+        known.length = item.position + len(numbers)
+        return _to_states(numbers)
+
+    def _layer(self, known: _Sequence, layer: int, position: int, numbers: Numbers) -> Numbers:
+        """x at t becomes x (layer + 2 + s) + rolled s + layer, s the weighted sum up to t."""
+        end = position + len(numbers)
+        sums = known.sums.get(layer)
+        if sums is None or len(sums) <= end:
+            wider = np.zeros((min(2 * end, known.max_positions) + 1, _DIGITS), dtype=np.int64)
+            if sums is not None:
+                wider[: position + 1] = sums[: position + 1]
+            sums = known.sums[layer] = wider
+        weights = 1 + np.arange(position, end, dtype=np.int64)[:, None] * 31 % (_PRIME - 1)
+        added = np.cumsum((numbers + 1) * weights, axis=0)
+        sums[position + 1 : end + 1] = (sums[position] + added) % _PRIME
+        attended = sums[position + 1 : end + 1]
+        mixed = numbers * (layer + 2 + attended) + np.roll(attended, 1, axis=1) + layer
+        return np.asarray(mixed % _PRIME)
+
+    def _known(self, sequence: Hashable) -> _Sequence:
+        known = self._sequences.get(sequence)
+        if known is None:
+            raise LocalError(f"sequence {sequence!r} is not open")
+        return known
+
+    def profile(self) -> Profile:
+        """The times that this toy was told to claim."""
+        return Profile(self.model, "toy", self._layer_time_s, self._load_time_s)
+
+
+class ToyOwner:
+    """An OwnerEngine whose tokens are characters.
+
+    One answer token in `end_every` ends the answer, by chance of the states; with None no
+    answer ends before its limit.
+    """
+
+    def __init__(self, manifest: Manifest, *, end_every: int | None = None) -> None:
+        if end_every is not None and end_every < 1:
+            raise LocalError(f"every {end_every}th token can't be an end")
+        self._manifest = manifest
+        self._end_every = end_every
+
+    @property
+    def model(self) -> ModelId:
+        """Which toy this is."""
+        return self._manifest.model
+
+    @property
+    def layers(self) -> int:
+        """How many layers lie between `embed` and `logits`."""
+        return self._manifest.shape.layers
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence."""
+        return TOY_MAX_POSITIONS
+
+    def tokenize(self, text: str) -> list[int]:
+        """A begin token and one per character, `?` for those outside printable ASCII."""
+        codes = (ord(character) for character in text)
+        known = (code if _FIRST_CODE <= code <= _LAST_CODE else _UNKNOWN for code in codes)
+        return [_BEGIN, *(code - _FIRST_CODE + _FIRST_CHARACTER for code in known)]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The characters, begin and end left out."""
+        characters = (token for token in tokens if token >= _FIRST_CHARACTER)
+        return "".join(chr(token - _FIRST_CHARACTER + _FIRST_CODE) for token in characters)
+
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends an answer."""
+        return token == _END
+
+    def embed(self, tokens: Sequence[int]) -> States:
+        """Input states of the first layer, [len(tokens), 8]."""
+        ids = np.array(tokens, dtype=np.int64)[:, None]
+        return _to_states((ids * (np.arange(_DIGITS) + 1) + 1) % _PRIME)
+
+    def logits(self, state: States) -> Logits:
+        """Logits that fall off from a token which depends on every number; [97].
+
+        A state that holds anything but finite numbers gives NaN, as a real model's would.
+        """
+        row = state.reshape(1, TOY_DIM)
+        if not np.isfinite(row).all():
+            return np.full(TOY_VOCAB, np.nan, dtype=np.float32)
+        value = 0
+        for number in _to_numbers(row)[0].tolist():
+            value = (value * _HASH_FACTOR + number + 1) % _HASH_PRIME
+        characters = TOY_VOCAB - _FIRST_CHARACTER
+        favourite = _FIRST_CHARACTER + value % characters
+        if self._end_every is not None and value // characters % self._end_every == 0:
+            favourite = _END
+        logits = -_LOGIT_STEP * np.abs(np.arange(TOY_VOCAB) - favourite)
+        logits[[_BEGIN] if self._end_every else [_BEGIN, _END]] = -1e4  # never drawn
+        return logits.astype(np.float32)

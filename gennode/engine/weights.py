@@ -1,0 +1,268 @@
+"""Model folders: found, checked, hashed, and read one tensor at a time."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+
+from gennode.engine.config import LlamaConfig, parse_config, parse_end_tokens
+from gennode.engine.hashing import Progress, hash_files
+from gennode.errors import ModelError
+from gennode.wire.manifest import Manifest, ManifestFile
+
+BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
+MANIFEST = "manifest.json"
+
+MAX_CONFIG_BYTES = 1024 * 1024  # published ones are below 100 KiB
+MAX_INDEX_BYTES = 32 * 1024 * 1024  # 91,000 tensors, the most yet published, take 9 MB
+MAX_TOKENIZER_BYTES = 128 * 1024 * 1024  # a vocabulary of 262,144 takes 33 MB
+MAX_MANIFEST_BYTES = 32 * 1024 * 1024  # 67 bytes per 4 MiB: two terabytes of weights
+MAX_HEADER_BYTES = 16 * 1024 * 1024  # some 130 bytes a tensor: over 100,000 in one file
+
+_BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models"
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_OPTIONAL = ("chat_template.jinja", "generation_config.json", "tokenizer_config.json")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_DTYPES = ("F32", "BF16", "F16")
+_AGAIN = "download the model again"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder. `tensors`: the file that holds each tensor; see `read`."""
+
+    path: Path
+    config: LlamaConfig
+    manifest: Manifest
+    end_tokens: frozenset[int]
+    tensors: Mapping[str, str]
+
+    def read(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        """Copies of the named tensors in the dtype of the file, and nothing else of it.
+
+        ModelError if one is missing or has another shape or dtype than a weight may have.
+        """
+        found = {}
+        with ExitStack() as stack:
+            files: dict[str, safe_open] = {}
+            for name, shape in shapes.items():
+                file = self.tensors.get(name)
+                if file is None:
+                    raise _missing(name)
+                if file not in files:
+                    files[file] = stack.enter_context(_open_tensors(self.path / file))
+                _check(files[file], file, name, shape)
+                # A copy: the library's own tensor is a window on the file, which would crash
+                # us if the file were truncated later.
+                tensor = files[file].get_tensor(name)  # type: ignore[no-untyped-call]
+                found[name] = tensor.clone()
+        return found
+
+
+def find_model(name_or_path: str) -> Path:
+    """The folder of a bundled model's name or of a path; ModelError if there is none."""
+    if name_or_path in BUNDLED:
+        folder = _BUNDLED_FOLDER / name_or_path
+        if not folder.is_dir():
+            raise ModelError(
+                f"{name_or_path} is not in this installation",
+                hint="reinstall gennode, or give the path of a model folder",
+            )
+        return folder
+    if not Path(name_or_path).is_dir():
+        raise ModelError(
+            f"there is no model {name_or_path!r}",
+            hint=f"give the path of a model folder, or one of {', '.join(BUNDLED)}",
+        )
+    return Path(name_or_path)
+
+
+def open_model(
+    path: Path, *, progress: Progress | None = None, cache: Path | None = None
+) -> ModelFolder:
+    """Check a folder in Hugging Face format and hash it.
+
+    `progress` is told of the bytes hashed; `cache` is a folder that remembers hashes. Where
+    the folder has a manifest.json, every file must be as it says. Raises ModelError.
+    """
+    if not path.is_dir():
+        raise ModelError(f"there is no model folder {path}", hint="check the path")
+    folder = path.resolve()
+    try:
+        return _open_model(folder, progress, cache)
+    except OSError as error:
+        raise ModelError(
+            f"{error.filename or folder} can't be read: {error.strerror}",
+            hint="check that the file is there and that you may read it",
+        ) from error
+
+
+def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> ModelFolder:
+    config = parse_config(_read_small(folder, "config.json", MAX_CONFIG_BYTES), "config.json")
+    placed = _place_tensors(folder)
+    _inside(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    optional = [name for name in _OPTIONAL if (folder / name).exists()]
+    for name in optional:
+        _inside(folder, name, MAX_CONFIG_BYTES)
+    names = {"config.json", "tokenizer.json", *optional, *placed.values()}
+    if (folder / _INDEX).exists():
+        names.add(_INDEX)
+    stated = _read_manifest(folder) if (folder / MANIFEST).exists() else None
+    if stated:
+        names.update(file.name for file in stated.files)
+    for name in names:
+        _inside(folder, name)
+    manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
+    if stated:
+        _compare(stated, manifest)
+    _check_tensors(folder, config, placed)
+    end_tokens = config.eos_token_id
+    if "generation_config.json" in names:
+        data = _read_small(folder, "generation_config.json", MAX_CONFIG_BYTES)
+        preferred = parse_end_tokens(data, "generation_config.json")
+        end_tokens = end_tokens if preferred is None else preferred
+    listed = [end_tokens] if isinstance(end_tokens, int) else end_tokens or []
+    return ModelFolder(folder, config, manifest, frozenset(listed), MappingProxyType(placed))
+
+
+def _inside(folder: Path, name: str, max_bytes: int | None = None) -> Path:
+    """The real path of a file of the folder, which no link may lead out of."""
+    path = folder / name
+    if not path.is_file():
+        raise ModelError(f"{folder} lacks {name}", hint="download the missing file")
+    real = path.resolve()
+    # The hub's cache keeps each file once in `blobs` and links `snapshots/<revision>` to it.
+    blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    if not real.is_relative_to(folder) and not real.is_relative_to(blobs):
+        raise ModelError(f"{name} is a link out of {folder}", hint="copy the file into the folder")
+    size_bytes = real.stat().st_size
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise ModelError(f"{name} has {size_bytes} bytes, over the limit of {max_bytes}",
+                         hint=_AGAIN)  # fmt: skip
+    return real
+
+
+def _read_small(folder: Path, name: str, max_bytes: int) -> bytes:
+    return _inside(folder, name, max_bytes).read_bytes()
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
+
+
+def _place_tensors(folder: Path) -> dict[str, str]:
+    """Which file holds each tensor, from the index if there is one."""
+    if (folder / _INDEX).exists():
+        try:
+            index = msgspec.json.decode(_read_small(folder, _INDEX, MAX_INDEX_BYTES), type=_Index)
+        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+            raise ModelError(f"{_INDEX} is malformed: {error}", hint=_AGAIN) from error
+        for file in set(index.weight_map.values()):
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise ModelError(f"{_INDEX} names {file[:128]!r}, which is no file of the folder",
+                                 hint="don't use this model: its index is not honest")  # fmt: skip
+            _inside(folder, file)
+        return index.weight_map
+    if (folder / _SINGLE).exists():
+        with _open_tensors(_inside(folder, _SINGLE)) as file:
+            return dict.fromkeys(file.keys(), _SINGLE)
+    if any(entry.suffix in _PICKLED for entry in folder.iterdir()):
+        raise ModelError(
+            f"{folder} has only pickled weights, which can run any code when they are read",
+            hint="convert them to safetensors with the tool that made them, on a machine that "
+            "holds nothing of value, or find a copy in that format",
+        )
+    raise ModelError(f"{folder} lacks {_SINGLE}", hint="download the missing file")
+
+
+def _open_tensors(path: Path) -> safe_open:
+    """Open one file; the library checks that all tensors lie inside it, without overlap."""
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+    header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if header_bytes > MAX_HEADER_BYTES:
+        raise ModelError(f"{path.name} claims a header of {header_bytes} bytes", hint=_AGAIN)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path.name} is truncated or damaged: {error}", hint="download that file again"
+        ) from error
+
+
+def _check_tensors(folder: Path, config: LlamaConfig, placed: Mapping[str, str]) -> None:
+    """That each tensor of the model is where it should be, in the shape the config implies."""
+    shapes = dict(config.owner_tensors())
+    for layer in range(config.num_hidden_layers):
+        shapes.update(config.layer_tensors(layer))
+    missing = [name for name in shapes if name not in placed]
+    if missing:
+        raise _missing(missing[0])
+    for file in sorted({placed[name] for name in shapes}):
+        with _open_tensors(_inside(folder, file)) as tensors:
+            for name, shape in shapes.items():
+                if placed[name] == file:
+                    _check(tensors, file, name, shape)
+
+
+def _check(tensors: safe_open, file: str, name: str, shape: tuple[int, ...]) -> None:
+    try:
+        entry = tensors.get_slice(name)  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ModelError(f"{file} lacks the tensor {name}", hint=_AGAIN) from error
+    if tuple(entry.get_shape()) != shape:
+        raise ModelError(
+            f"{file}: {name} has shape {list(entry.get_shape())}, config.json wants {list(shape)}",
+            hint="take config.json and the weights from the same model",
+        )
+    if entry.get_dtype() not in _DTYPES:
+        raise ModelError(
+            f"{file}: {name} is stored as {entry.get_dtype()}, which is not supported",
+            hint=f"use weights in one of {', '.join(_DTYPES)}",
+        )
+
+
+def _missing(name: str) -> ModelError:
+    return ModelError(f"no file of the model has the tensor {name}", hint=_AGAIN)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        return msgspec.json.decode(_read_small(folder, MANIFEST, MAX_MANIFEST_BYTES), type=Manifest)
+    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+        raise ModelError(f"{MANIFEST} is malformed: {error}", hint=_AGAIN) from error
+
+
+def _compare(stated: Manifest, found: Manifest) -> None:
+    """ModelError unless the folder is what its manifest says, naming file and chunk."""
+    if stated.shape != found.shape:
+        raise ModelError(f"config.json and {MANIFEST} disagree on the model's sizes", hint=_AGAIN)
+    expected = _by_name(stated.files)
+    actual = _by_name(found.files)
+    for name in sorted(actual):
+        if name not in expected:
+            raise ModelError(f"{name} is not in {MANIFEST}", hint="remove that file")
+        if expected[name].size_bytes != actual[name].size_bytes:
+            raise ModelError(
+                f"{name} has {actual[name].size_bytes} bytes, not {expected[name].size_bytes}",
+                hint="download that file again",
+            )
+        pairs = zip(expected[name].chunks, actual[name].chunks, strict=False)
+        wrong = [index for index, (left, right) in enumerate(pairs) if left != right]
+        if wrong or len(expected[name].chunks) != len(actual[name].chunks):
+            chunk = wrong[0] if wrong else len(actual[name].chunks)
+            raise ModelError(f"{name}: chunk {chunk} (4 MiB each) is not what it should be",
+                             hint="download that file again")  # fmt: skip
+
+
+def _by_name(files: Iterable[ManifestFile]) -> dict[str, ManifestFile]:
+    return {file.name: file for file in files}
