@@ -91,6 +91,10 @@ class OwnerEngine(Protocol):
         """Which weights these are."""
 
     @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+
+    @property
     def layers(self) -> int:
         """How many transformer layers lie between `embed` and `logits`."""
 

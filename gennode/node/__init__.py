@@ -1,0 +1,1 @@
+"""The peer: assembly of everything below into a node that runs."""

@@ -1,0 +1,109 @@
+"""What the machines ask of the shell that runs them: send this, compute that, tell the owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gennode.errors import GennodeError
+from gennode.wire.frames import Buffer
+from gennode.wire.ids import Hop, PeerId, SessionId, Span
+from gennode.wire.messages import CodecName, Message
+
+
+@dataclass(frozen=True)
+class Send:
+    """Pass a message to a peer (ourselves included)."""
+
+    peer: PeerId
+    message: Message
+    payload: Buffer = b""
+
+
+@dataclass(frozen=True)
+class HopKey:
+    """A session's sequence on one worker: a session may visit a worker more than once."""
+
+    session: SessionId
+    layer: int
+
+
+@dataclass(frozen=True)
+class OpenJob:
+    """Load what is missing of `span`, then begin a sequence."""
+
+    key: HopKey
+    attempt: int
+    span: Span
+    max_positions: int
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """Decode a frame, push it through the layers, encode what comes out."""
+
+    key: HopKey
+    attempt: int
+    number: int
+    position: int
+    rows: int
+    reply_rows: int
+    rebuild: bool
+    codec: CodecName
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class CloseJob:
+    """Free a sequence."""
+
+    key: HopKey
+
+
+Job = OpenJob | StepJob | CloseJob
+
+
+@dataclass(frozen=True)
+class Run:
+    """Have the engine do a job; jobs run one at a time, in the order in which they came."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """To the owner: a step's states are back."""
+
+    session: SessionId
+    number: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Rerouted:
+    """To the owner: some hops were replaced; nothing is lost."""
+
+    session: SessionId
+    before: tuple[Hop, ...]
+    after: tuple[Hop, ...]
+    lost: tuple[PeerId, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """To the owner: every hop of the route has accepted."""
+
+    session: SessionId
+    route: tuple[Hop, ...]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """To the owner: the session can't go on, and why."""
+
+    session: SessionId
+    error: GennodeError
+
+
+Event = Arrived | Rerouted | Opened | Lost
+Action = Send | Run | Event

@@ -1,0 +1,350 @@
+"""The worker's side of sessions: a machine that takes frames in and passes frames on.
+
+Everything a hop does is idempotent on (attempt, step number, position): a repeated frame is
+dropped, a late one of an older attempt is ignored, and a step that starts before the end of
+what is cached cuts the cache first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from gennode.errors import GennodeError, RemoteError
+from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
+from gennode.wire.activations import codec
+from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.messages import (
+    Accept,
+    Close,
+    Failed,
+    Open,
+    Ping,
+    Pong,
+    Refuse,
+    Step,
+)
+
+IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
+MAX_QUEUED_STEPS = 64  # steps of one session that wait for the engine
+MAX_QUEUED_BYTES = 64 * 1024 * 1024  # their frames: a 4,096-token prompt at dim 8192 is 36 MiB
+MAX_REASON = 200
+
+
+@dataclass(frozen=True)
+class HopLimits:
+    """What one worker takes on."""
+
+    max_sessions: int = 16
+    max_sessions_of_one_owner: int = 8
+    max_positions: int = 32_768
+    retained_bytes: int = 512 * 1024 * 1024
+
+
+@dataclass
+class _Retained:
+    """Output frames in position order: what the next hop is rebuilt from when it dies."""
+
+    frames: list[StepJob] = field(default_factory=list)
+    size_bytes: int = 0
+    complete: bool = True
+
+    def add(self, frame: StepJob) -> None:
+        while self.frames and self.frames[-1].position >= frame.position:
+            self.size_bytes -= len(self.frames.pop().payload)
+        self.frames.append(frame)
+        self.size_bytes += len(frame.payload)
+
+    def drop(self) -> None:
+        self.frames, self.size_bytes, self.complete = [], 0, False
+
+    def covers(self, positions: int) -> bool:
+        end = self.frames[-1].position + self.frames[-1].rows if self.frames else 0
+        return self.complete and end >= positions
+
+
+@dataclass
+class _Hosted:
+    """One session's passage through this worker."""
+
+    owner: PeerId
+    opened: Open
+    heard_s: float
+    ready: bool = False
+    positions: int = 0  # received so far, computed or queued
+    received: int = -1  # highest step of this attempt
+    passed: int = -1  # highest step of this attempt that was passed on
+    queued: int = 0  # steps that wait for the engine, of whichever attempt
+    queued_bytes: int = 0
+    retained: _Retained = field(default_factory=_Retained)
+
+    @property
+    def span(self) -> Span:
+        return self.opened.path[self.opened.index].span
+
+    @property
+    def is_last(self) -> bool:
+        return self.opened.index == len(self.opened.path) - 1
+
+    @property
+    def sender(self) -> PeerId:
+        return self.opened.path[self.opened.index - 1].peer if self.opened.index else self.owner
+
+
+class HopMachine:
+    """Every session that passes through this worker. Sans-IO: returns what to send and run."""
+
+    def __init__(
+        self,
+        peer: PeerId,
+        *,
+        model: ModelId,
+        layers: int,
+        dim: int,
+        limits: HopLimits,
+        can_host: Callable[[Span], bool],
+    ) -> None:
+        """`can_host` tells whether a span is loaded or may still be loaded."""
+        self._peer = peer
+        self._model = model
+        self._layers = layers
+        self._dim = dim
+        self._limits = limits
+        self._can_host = can_host
+        self._hosted: dict[HopKey, _Hosted] = {}
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that pass through here now."""
+        return len({key.session for key in self._hosted})
+
+    def receive(
+        self, sender: PeerId, message: Open | Step | Ping | Close, payload: bytes, now_s: float
+    ) -> list[Action]:
+        """React to a message; RemoteError if its sender broke the protocol."""
+        match message:
+            case Open():
+                return self._open(sender, message, now_s)
+            case Step():
+                return self._step(sender, message, payload, now_s)
+            case Ping():
+                return self._ping(sender, message, now_s)
+            case Close():
+                return self._close(sender, message)
+
+    def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
+        """The engine has done a job (or failed at it)."""
+        if isinstance(job, CloseJob):
+            return []
+        hosted = self._hosted.get(job.key)
+        if hosted is None:
+            return [Run(CloseJob(job.key))] if isinstance(job, OpenJob) else []
+        if isinstance(job, StepJob):
+            hosted.queued -= 1
+            hosted.queued_bytes -= len(job.payload)
+        if job.attempt != hosted.opened.attempt:
+            return []
+        if isinstance(job, OpenJob):
+            return self._opened(job, hosted, outcome)
+        if isinstance(outcome, GennodeError):
+            blamed = hosted.opened.index - isinstance(outcome, RemoteError)
+            return [self._failed(hosted, blamed, job.number, str(outcome))]
+        return self._pass_on(job, hosted, outcome)
+
+    def peer_down(self, peer: PeerId) -> list[Action]:
+        """A peer can't be reached: tell the owners whose next hop it was."""
+        return [
+            self._failed(hosted, hosted.opened.index + 1, hosted.passed, "can't be reached")
+            for hosted in self._hosted.values()
+            if not hosted.is_last and hosted.opened.path[hosted.opened.index + 1].peer == peer
+        ]
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Forget sessions whose owner has fallen silent."""
+        gone = [key for key, hosted in self._hosted.items() if now_s - hosted.heard_s > IDLE_S]
+        return [self._forget(key) for key in gone]
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def _open(self, sender: PeerId, message: Open, now_s: float) -> list[Action]:
+        hop = self._own_hop(message)
+        key = HopKey(message.session, hop.span.start)
+        hosted = self._hosted.get(key)
+        if hosted is not None:
+            if hosted.owner != sender:
+                raise RemoteError("a session can be opened by its owner alone")
+            hosted.heard_s = now_s
+            if message.attempt <= hosted.opened.attempt:
+                return []  # late or repeated; an accept is on its way, or was
+            if hosted.span == hop.span and hosted.ready:
+                return self._reopen(hosted, message)
+        reason = self._objection(sender, message, hop.span)
+        if reason:
+            return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
+        fresh = _Hosted(sender, message, heard_s=now_s)
+        if hosted is not None:  # its steps are still with the engine
+            fresh.queued, fresh.queued_bytes = hosted.queued, hosted.queued_bytes
+        self._hosted[key] = fresh
+        return [Run(OpenJob(key, message.attempt, hop.span, message.max_positions))]
+
+    def _own_hop(self, message: Open) -> Hop:
+        path = message.path
+        ends = [0, *(hop.span.end for hop in path)]
+        starts = [*(hop.span.start for hop in path), self._layers]
+        if message.model == self._model and ends != starts:
+            raise RemoteError("a route's spans must join and cover all layers")
+        if any(hop.span.layers < 1 for hop in path):
+            raise RemoteError("a route holds an empty span")
+        if message.index >= len(path) or path[message.index].peer != self._peer:
+            raise RemoteError("a route's index does not point at the peer that it was sent to")
+        return path[message.index]
+
+    def _objection(self, owner: PeerId, message: Open, span: Span) -> str:
+        if message.model != self._model:
+            return f"this worker serves model {self._model[:12]}"
+        if message.max_positions > self._limits.max_positions:
+            return f"sessions end at {self._limits.max_positions} positions here"
+        if not any(key.session == message.session for key in self._hosted):
+            if self.sessions >= self._limits.max_sessions:
+                return f"all {self._limits.max_sessions} sessions are taken"
+            own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
+            if len(own) >= self._limits.max_sessions_of_one_owner:
+                return f"one owner may hold {self._limits.max_sessions_of_one_owner} sessions"
+        if not self._can_host(span):
+            return f"layers {span} are not here and would not fit"
+        return ""
+
+    def _reopen(self, hosted: _Hosted, message: Open) -> list[Action]:
+        """A survivor learns its new path, and feeds the new worker below it if asked to."""
+        reply = Accept(message.session, message.attempt, message.index)
+        positions = message.replay_positions
+        if positions and not hosted.retained.covers(positions):
+            reason = "the frames for a replay are no longer retained"
+            refusal = Refuse(message.session, message.attempt, message.index, reason)
+            return [Send(hosted.owner, refusal)]
+        hosted.opened = message
+        hosted.received = hosted.passed = -1
+        actions: list[Action] = []
+        if positions:
+            for frame in hosted.retained.frames:
+                if frame.position + frame.rows <= positions:
+                    actions.append(self._forward(hosted, frame, rebuild=True))
+        return [*actions, Send(hosted.owner, reply)]
+
+    def _opened(
+        self, job: OpenJob, hosted: _Hosted, outcome: bytes | GennodeError
+    ) -> list[Action]:
+        message = hosted.opened
+        if isinstance(outcome, GennodeError):
+            reason = str(outcome)[:MAX_REASON]
+            refusal = Refuse(message.session, message.attempt, message.index, reason)
+            return [self._forget(job.key), Send(hosted.owner, refusal)]
+        hosted.ready = True
+        return [Send(hosted.owner, Accept(message.session, message.attempt, message.index))]
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def _step(self, sender: PeerId, message: Step, payload: bytes, now_s: float) -> list[Action]:
+        key = HopKey(message.session, message.layer)
+        hosted = self._hosted.get(key)
+        if hosted is None or message.attempt != hosted.opened.attempt:
+            return []  # late: the session has moved on, or is over
+        if sender != hosted.sender:
+            raise RemoteError("a step came from a peer that is not the hop before")
+        if message.number <= hosted.received or not hosted.ready:
+            return []
+        opened = hosted.opened
+        if message.codec != opened.codec or message.rows < 1:
+            raise RemoteError("a step has no rows, or not the session's codec")
+        if message.position + message.rows > opened.max_positions:
+            raise RemoteError(f"a step reaches past position {opened.max_positions}")
+        if len(payload) != message.rows * codec(message.codec).row_bytes(self._dim):
+            raise RemoteError("a step's payload is not as long as its rows")
+        if message.position > hosted.positions:
+            return [self._failed(hosted, opened.index, message.number, "frames are missing")]
+        hosted.heard_s = now_s
+        hosted.received = message.number
+        hosted.positions = message.position + message.rows
+        hosted.queued += 1
+        hosted.queued_bytes += len(payload)
+        if hosted.queued > MAX_QUEUED_STEPS or hosted.queued_bytes > MAX_QUEUED_BYTES:
+            raise RemoteError("too many steps are waiting in one session")
+        job = StepJob(
+            key,
+            message.attempt,
+            message.number,
+            message.position,
+            message.rows,
+            min(message.reply_rows, message.rows),
+            message.rebuild,
+            message.codec,
+            payload,
+        )
+        return [Run(job)]
+
+    def _pass_on(self, job: StepJob, hosted: _Hosted, payload: bytes) -> list[Action]:
+        hosted.passed = job.number
+        frame = replace(job, payload=payload)
+        if not hosted.is_last and hosted.retained.complete:
+            hosted.retained.add(frame)
+            self._bound_retained()
+        if job.rebuild and hosted.opened.index >= hosted.opened.rebuild_until:
+            return []
+        return [self._forward(hosted, frame, rebuild=job.rebuild)]
+
+    def _forward(self, hosted: _Hosted, frame: StepJob, *, rebuild: bool) -> Send:
+        opened, rows, payload = hosted.opened, frame.rows, memoryview(frame.payload)
+        peer = hosted.owner if hosted.is_last else opened.path[opened.index + 1].peer
+        if hosted.is_last:  # the owner samples from the last rows alone
+            rows = frame.reply_rows
+            payload = payload[len(payload) - rows * (len(payload) // frame.rows) :]
+        message = Step(
+            session=opened.session,
+            attempt=opened.attempt,
+            number=frame.number,
+            layer=hosted.span.end,
+            position=frame.position + frame.rows - rows,
+            rows=rows,
+            reply_rows=frame.reply_rows,
+            codec=opened.codec,
+            rebuild=rebuild,
+        )
+        return Send(peer, message, payload)
+
+    def _bound_retained(self) -> None:
+        """Give up the largest session's frames when all take too much: it can still be
+        rebuilt from tokens."""
+        while True:
+            held = [hosted.retained for hosted in self._hosted.values()]
+            if sum(retained.size_bytes for retained in held) <= self._limits.retained_bytes:
+                return
+            max(held, key=lambda retained: retained.size_bytes).drop()
+
+    # -- the rest -----------------------------------------------------------------------------
+
+    def _ping(self, sender: PeerId, message: Ping, now_s: float) -> list[Action]:
+        progress = []
+        for key, hosted in self._hosted.items():
+            if key.session == message.session and hosted.owner == sender:
+                hosted.heard_s = now_s
+                progress.append((key.layer, hosted.passed, hosted.queued > 0 or not hosted.ready))
+        return [Send(sender, Pong(message.session, message.nonce, tuple(progress)))]
+
+    def _close(self, sender: PeerId, message: Close) -> list[Action]:
+        mine = [
+            key
+            for key, hosted in self._hosted.items()
+            if key.session == message.session and hosted.owner == sender
+        ]
+        return [self._forget(key) for key in mine]
+
+    def _forget(self, key: HopKey) -> Action:
+        del self._hosted[key]
+        return Run(CloseJob(key))
+
+    def _failed(self, hosted: _Hosted, index: int, number: int, reason: str) -> Send:
+        opened = hosted.opened
+        failure = Failed(
+            opened.session, opened.attempt, max(0, index), max(0, number), reason[:MAX_REASON]
+        )
+        return Send(hosted.owner, failure)

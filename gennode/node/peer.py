@@ -1,0 +1,272 @@
+"""One peer: directory, hosted sessions and own sessions behind one receive and one tick."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gennode.errors import GennodeError, LocalError, NoRouteError
+from gennode.mesh.directory import DOMAIN, Directory
+from gennode.node.actions import Action, Job, Send
+from gennode.node.hop import HopMachine
+from gennode.node.session import SessionMachine, SessionTerms
+from gennode.sharding.route import Gap, Route, choose_route
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.messages import (
+    Accept,
+    AgedAnnouncement,
+    Announcement,
+    Announcements,
+    Close,
+    CodecName,
+    Digest,
+    Failed,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    Refuse,
+    Step,
+)
+from gennode.wire.signing import Key, Signed, seal
+
+LIFETIME_S = 30.0  # a peer that vanishes without a word is forgotten after this
+RENEW_S = 10.0  # so that two renewals in a row may get lost
+SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
+LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
+MAX_OWN_SESSIONS = 256
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker announces about itself, measured by its engine."""
+
+    model: ModelId
+    spans: tuple[Span, ...]
+    spare_layers: int
+    layer_time_s: float
+    load_time_s: float
+    max_sessions: int
+    compute_class: str
+
+    def can_host(self, span: Span) -> bool:
+        """Whether the layers are loaded, or what is missing of them may still be."""
+        held = sum(
+            max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
+        )
+        return span.layers - held <= self.spare_layers
+
+
+class PeerMachine:
+    """All that a peer decides. Sans-IO: every call returns what to send, run and tell."""
+
+    def __init__(self, key: Key, *, rng: random.Random, first_sequence: int) -> None:
+        """`first_sequence`: above every one this key has announced before (say, the time)."""
+        self.peer = key.peer
+        self._key = key
+        self._rng = rng
+        self._sequence = first_sequence
+        self._directory = Directory(key.peer, rng)
+        self._hops: HopMachine | None = None
+        self._facts: WorkerFacts | None = None
+        self._addresses: tuple[str, ...] = ()
+        self._renewed_s = float("-inf")
+        self._sessions: dict[SessionId, SessionMachine] = {}
+        self._shunned: dict[PeerId, float] = {}
+        self._now_s = 0.0
+
+    # -- being a worker -----------------------------------------------------------------------
+
+    def serve(self, hops: HopMachine, facts: WorkerFacts, addresses: tuple[str, ...]) -> None:
+        """Host layers from now on, and announce it."""
+        self._hops, self._addresses = hops, addresses
+        self.learn(facts)
+
+    def learn(self, facts: WorkerFacts) -> None:
+        """Announce new facts about the layers that are hosted."""
+        self._facts = facts
+        self._renewed_s = float("-inf")
+
+    @property
+    def facts(self) -> WorkerFacts | None:
+        """What is announced, if this peer is a worker."""
+        return self._facts
+
+    @property
+    def hosted_sessions(self) -> int:
+        """Sessions that pass through this peer now."""
+        return self._hops.sessions if self._hops else 0
+
+    def leave(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
+        """Say goodbye to the neighbours; they pass it on."""
+        if self._facts is None:
+            return []
+        signed = self._announce(WorkerFacts(self._facts.model, (), 0, 0, 0, 0, ""), now_s)
+        self._facts = None
+        goodbye = Announcements((AgedAnnouncement(signed, 0.0),))
+        return [Send(peer, goodbye) for peer in neighbours]
+
+    # -- being an owner -----------------------------------------------------------------------
+
+    def live(self, now_s: float) -> tuple[Announcement, ...]:
+        """Every announcement that is alive, by peer."""
+        return self._directory.live(now_s)
+
+    def addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Where a peer says that it can be dialled."""
+        return self._directory.addresses(peer)
+
+    @property
+    def directory_version(self) -> int:
+        """Grows whenever the set of live announcements changes."""
+        return self._directory.version
+
+    def route(
+        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
+    ) -> Route | Gap:
+        """The best chain of live workers over `span`."""
+        return choose_route(
+            self.live(now_s),
+            model=model,
+            span=span,
+            entry=entry,
+            exclude=avoid,
+            link_time_s=lambda _source, _target: LINK_TIME_S,
+        )
+
+    def open_session(
+        self,
+        *,
+        model: ModelId,
+        layers: int,
+        dim: int,
+        codec: CodecName,
+        max_positions: int,
+        now_s: float,
+    ) -> tuple[SessionId, list[Action]]:
+        """Begin a session on the best route; NoRouteError if some layers have nobody."""
+        if len(self._sessions) >= MAX_OWN_SESSIONS:
+            raise LocalError(f"{MAX_OWN_SESSIONS} sessions of ours are open already")
+        shunned = frozenset(self._shunned)
+        whole = Span(0, layers)
+        found = self.route(model, whole, self.peer, shunned, now_s)
+        if isinstance(found, Gap) and shunned:
+            found = self.route(model, whole, self.peer, frozenset(), now_s)
+        if isinstance(found, Gap):
+            raise NoRouteError(found.reason, hint="start a worker that has them: gennode join")
+        session = SessionId(self._rng.randbytes(16))
+        terms = SessionTerms(session, self.peer, model, layers, dim, codec, max_positions)
+
+        def find_hops(
+            span: Span, entry: PeerId, avoid: frozenset[PeerId]
+        ) -> tuple[Hop, ...] | str:
+            patch = self.route(model, span, entry, avoid, self._now_s)
+            return patch.reason if isinstance(patch, Gap) else patch.hops
+
+        self._now_s = now_s
+        machine = SessionMachine(terms, found.hops, find_hops)
+        self._sessions[session] = machine
+        return session, machine.start(now_s)
+
+    def submit(
+        self,
+        session: SessionId,
+        position: int,
+        rows: int,
+        reply_rows: int,
+        payload: bytes,
+        now_s: float,
+    ) -> tuple[int, list[Action]]:
+        """Send a step of an own session down its route."""
+        return self._sessions[session].submit(position, rows, reply_rows, payload, now_s)
+
+    def path(self, session: SessionId) -> tuple[Hop, ...]:
+        """The hops of an own session, as they are now."""
+        return self._sessions[session].path
+
+    def close_session(self, session: SessionId) -> list[Action]:
+        """End an own session. Idempotent."""
+        machine = self._sessions.pop(session, None)
+        return machine.close() if machine else []
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def receive(
+        self, sender: PeerId, message: Message, payload: bytes, now_s: float
+    ) -> list[Action]:
+        """React to a message; RemoteError if its sender broke the protocol."""
+        self._now_s = now_s
+        self._shunned.pop(sender, None)
+        match message:
+            case Digest() | Announcements():
+                replies = self._directory.receive(sender, message, now_s)
+                return [Send(peer, reply) for peer, reply in replies]
+            case Accept() | Refuse() | Failed() | Pong():
+                machine = self._sessions.get(message.session)
+                return machine.receive(sender, message, payload, now_s) if machine else []
+            case Step():
+                machine = self._sessions.get(message.session)
+                if machine is not None and message.layer == machine.terms.layers:
+                    return machine.receive(sender, message, payload, now_s)
+        if self._hops is None:
+            if isinstance(message, Open):
+                reason = "this peer hosts no layers"
+                reply = Refuse(message.session, message.attempt, message.index, reason)
+                return [Send(sender, reply)]
+            return []
+        return self._hops.receive(sender, message, payload, now_s)
+
+    def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
+        """The engine is done with a job."""
+        if self._hops is None:
+            raise LocalError("a job was run for a peer that hosts nothing")
+        return self._hops.computed(job, outcome)
+
+    def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
+        """A peer can't be reached any more."""
+        self._now_s = now_s
+        self._shunned[peer] = now_s
+        actions = self._hops.peer_down(peer) if self._hops else []
+        for machine in list(self._sessions.values()):
+            actions += machine.peer_down(peer, reason, now_s)
+        return actions
+
+    def tick(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
+        """Let time pass."""
+        self._now_s = now_s
+        if self._facts is not None and now_s - self._renewed_s >= RENEW_S:
+            self._announce(self._facts, now_s)
+        self._shunned = {
+            peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
+        }
+        exchanges = self._directory.tick(now_s, neighbours)
+        actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
+        if self._hops is not None:
+            actions += self._hops.tick(now_s)
+        for machine in list(self._sessions.values()):
+            actions += machine.tick(now_s)
+        return actions
+
+    # -- the directory ------------------------------------------------------------------------
+
+    def _announce(self, facts: WorkerFacts, now_s: float) -> Signed:
+        self._renewed_s = now_s
+        self._sequence += 1
+        announcement = Announcement(
+            peer=self.peer,
+            sequence=self._sequence,
+            lifetime_s=LIFETIME_S,
+            model=facts.model,
+            spans=facts.spans,
+            spare_layers=facts.spare_layers,
+            layer_time_s=facts.layer_time_s,
+            load_time_s=facts.load_time_s,
+            sessions=self.hosted_sessions,
+            max_sessions=facts.max_sessions,
+            compute_class=facts.compute_class,
+            addresses=self._addresses,
+        )
+        signed = seal(self._key, DOMAIN, announcement)
+        self._directory.publish(signed, now_s)
+        return signed

@@ -1,0 +1,71 @@
+"""One prompt, from text to tokens: the whole path in one function."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from gennode.engine.sample import Sampling, choose
+from gennode.engine.seam import OwnerEngine, States
+from gennode.errors import UsageError
+
+PREFILL_CHUNK = 128  # rows: hop 2 works on the first chunk while hop 1 works on the second
+
+
+class Pipeline(Protocol):
+    """A session that is open over a route covering every layer."""
+
+    def step(self, position: int, states: States, *, reply_rows: int) -> Awaitable[States]:
+        """Send states down the route now; awaited, gives the last `reply_rows` of the result.
+
+        `states`: float32 [rows, dim], the input of layer 0 at positions from `position` on.
+        Several steps may be under way; their results come in the order of sending.
+        """
+
+
+class Swarm(Protocol):
+    """Where routes come from."""
+
+    def open(
+        self, owner: OwnerEngine, *, max_positions: int
+    ) -> AbstractAsyncContextManager[Pipeline]:
+        """A session on the best route of the moment; NoRouteError if there is none."""
+
+
+async def answer(
+    prompt: str, owner: OwnerEngine, swarm: Swarm, sampling: Sampling
+) -> AsyncIterator[int]:
+    """Yield the tokens of the answer, the end token included, as they are made."""
+    tokens = owner.tokenize(prompt)
+    limit = _position_limit(tokens, owner, sampling)
+    async with swarm.open(owner, max_positions=limit) as pipeline:
+        state = await _prefill(tokens, owner, pipeline)
+        for position in range(len(tokens), limit):
+            token = choose(owner.logits(state), sampling, position)
+            yield token
+            if owner.is_end(token) or position + 1 == limit:
+                return
+            state = await pipeline.step(position, owner.embed([token]), reply_rows=1)
+
+
+async def _prefill(tokens: Sequence[int], owner: OwnerEngine, pipeline: Pipeline) -> States:
+    """Push the prompt through in chunks, all under way at once; the last position's state."""
+    steps = []
+    for start in range(0, len(tokens), PREFILL_CHUNK):
+        chunk = tokens[start : start + PREFILL_CHUNK]
+        is_last = start + len(chunk) == len(tokens)
+        steps.append(pipeline.step(start, owner.embed(chunk), reply_rows=int(is_last)))
+    states = [await step for step in steps]
+    return states[-1]
+
+
+def _position_limit(tokens: Sequence[int], owner: OwnerEngine, sampling: Sampling) -> int:
+    if not tokens:
+        raise UsageError("the prompt is empty", hint="give the model at least one word")
+    if len(tokens) >= owner.max_positions:
+        raise UsageError(
+            f"the prompt has {len(tokens)} tokens; the model ends at {owner.max_positions}",
+            hint="shorten it",
+        )
+    return min(len(tokens) + sampling.max_tokens, owner.max_positions)

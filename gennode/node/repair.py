@@ -1,0 +1,54 @@
+"""A broken path in, a whole one out: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gennode.wire.ids import Hop, PeerId, Span
+from gennode.wire.messages import MAX_ROUTE_HOPS
+
+FindHops = Callable[[Span, PeerId, frozenset[PeerId]], tuple[Hop, ...] | str]
+"""(layers to cover, the hop before, peers to avoid) → hops, or in words why there are none."""
+
+
+def mend(
+    path: tuple[Hop, ...], owner: PeerId, avoid: frozenset[PeerId], find_hops: FindHops
+) -> tuple[Hop, ...] | str:
+    """The path without the peers to avoid: first with only the gaps filled, else all anew.
+
+    Returns in words why there is none if some layers have nobody left.
+    """
+    whole = Span(0, path[-1].span.end)
+    return _patch(path, owner, avoid, find_hops) or find_hops(whole, owner, avoid)
+
+
+def _patch(
+    path: tuple[Hop, ...], owner: PeerId, avoid: frozenset[PeerId], find_hops: FindHops
+) -> tuple[Hop, ...] | None:
+    mended: list[Hop] = []
+    for gap, hop in _gaps(path, avoid):
+        if gap is not None:
+            found = find_hops(gap, mended[-1].peer if mended else owner, avoid)
+            if isinstance(found, str):
+                return None
+            mended += found
+        if hop is not None:
+            mended.append(hop)
+    # a hop is known by its peer and first layer: two alike could not be told apart
+    alike = len({(hop.peer, hop.span.start) for hop in mended}) < len(mended)
+    return None if alike or len(mended) > MAX_ROUTE_HOPS else tuple(mended)
+
+
+def _gaps(
+    path: tuple[Hop, ...], avoid: frozenset[PeerId]
+) -> list[tuple[Span | None, Hop | None]]:
+    """Each surviving hop with the run of lost layers right before it; the last hop is None."""
+    pieces: list[tuple[Span | None, Hop | None]] = []
+    gap: Span | None = None
+    for hop in path:
+        if hop.peer in avoid:
+            gap = Span(gap.start if gap else hop.span.start, hop.span.end)
+        else:
+            pieces.append((gap, hop))
+            gap = None
+    return [*pieces, (gap, None)]

@@ -1,0 +1,69 @@
+"""A worker: an engine, what it may take on, and doing the jobs that its hop machine asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gennode.engine.seam import ShardEngine, StepInput
+from gennode.errors import GennodeError
+from gennode.node.actions import CloseJob, Job, OpenJob
+from gennode.node.hop import HopLimits, HopMachine
+from gennode.node.peer import WorkerFacts
+from gennode.wire.activations import codec
+from gennode.wire.ids import PeerId
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a peer needs to host layers. `capacity_layers`: how many may be loaded in all."""
+
+    engine: ShardEngine
+    layers: int
+    capacity_layers: int
+    limits: HopLimits = HopLimits()
+
+    def facts(self) -> WorkerFacts:
+        """What to announce now; measures the engine the first time."""
+        profile, spans = self.engine.profile(), self.engine.spans()
+        loaded = sum(span.layers for span in spans)
+        return WorkerFacts(
+            model=profile.model,
+            spans=spans,
+            spare_layers=max(0, min(self.capacity_layers, self.layers) - loaded),
+            layer_time_s=profile.layer_time_s,
+            load_time_s=profile.load_time_s,
+            max_sessions=self.limits.max_sessions,
+            compute_class=profile.compute_class,
+        )
+
+    def hop_machine(self, peer: PeerId) -> HopMachine:
+        """The machine that keeps this worker's sessions."""
+        return HopMachine(
+            peer,
+            model=self.engine.model,
+            layers=self.layers,
+            dim=self.engine.dim,
+            limits=self.limits,
+            can_host=lambda span: self.facts().can_host(span),
+        )
+
+    def attempt(self, job: Job) -> bytes | GennodeError:
+        """Do one job; what went wrong is its outcome, for the session's owner to hear."""
+        try:
+            return self._do(job)
+        except GennodeError as error:
+            return error
+
+    def _do(self, job: Job) -> bytes:
+        engine = self.engine
+        if isinstance(job, OpenJob):
+            engine.load(job.span)
+            engine.open(job.key, job.span, job.max_positions)
+            return b""
+        if isinstance(job, CloseJob):
+            engine.close(job.key)
+            return b""
+        wire = codec(job.codec)
+        states = wire.decode(job.payload, engine.dim)
+        [output] = engine.step([StepInput(job.key, job.position, states)])
+        return wire.encode(output)
