@@ -1,14 +1,14 @@
 """Every exception of gennode, each with the exit code that the CLI ends with.
 
-    GennodeError                 1  anything below; carries a hint: what to do next
-    ├── LocalError               1  this node broke its own rules: a bug, please report it
-    ├── RemoteError              1  another peer broke the protocol: costs it its standing
-    ├── UsageError               2  an argument or setting makes no sense
-    ├── ModelError               3  a model is missing, corrupt, or of a kind we refuse
-    ├── NetworkError             4  a peer, an address or the transport can't be reached
-    ├── NoRouteError             5  no chain of live workers covers the model's layers
-    ├── ResourceError            6  out of disk, memory, ports or file handles
-    └── DeviceError              7  the accelerator asked for is not here
+GennodeError                 1  anything below; carries a hint: what to do next
+├── LocalError               1  this node broke its own rules: a bug, please report it
+├── RemoteError              1  another peer broke the protocol: costs it its standing
+├── UsageError               2  an argument or setting makes no sense
+├── ModelError               3  a model is missing, corrupt, or of a kind we refuse
+├── NetworkError             4  a peer, an address or the transport can't be reached
+├── NoRouteError             5  no chain of live workers covers the model's layers
+├── ResourceError            6  out of disk, memory, ports or file handles
+└── DeviceError              7  the accelerator asked for is not here
 """
 
 from __future__ import annotations

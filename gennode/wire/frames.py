@@ -29,7 +29,8 @@ Buffer = bytes | bytearray | memoryview
 def encode(message: Message, payload: Buffer = b"") -> tuple[bytes, Buffer]:
     """A frame in two pieces, to be sent one after the other; the payload is not copied."""
     header = _encoder.encode(message)
-    length = 4 + len(header) + len(payload)
+    payload_bytes = memoryview(payload).nbytes  # len() would count elements, not bytes
+    length = 4 + len(header) + payload_bytes
     if len(header) > MAX_HEADER_BYTES or length > MAX_FRAME_BYTES:
         raise LocalError(f"a {type(message).__name__} frame of {length} bytes is too large")
     return _PREFIX.pack(length, len(header)) + header, payload
@@ -39,7 +40,7 @@ def decode_header(header: Buffer) -> Message:
     """One message from its msgpack form; RemoteError if it is not one."""
     try:
         return _decoder.decode(header)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteError(f"malformed message: {error}") from error
 
 

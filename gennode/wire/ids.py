@@ -26,6 +26,9 @@ _PEER_ID_PREFIX = bytes([0x00, 0x24, 0x08, 0x01, 0x12, 0x20])
 _PUBLIC_KEY_BYTES = 32
 _PEER_ID_CHARACTERS = 64  # 52 in practice; decoding base58 is quadratic in the length
 
+BoundedPeerId = Annotated[PeerId, msgspec.Meta(max_length=_PEER_ID_CHARACTERS)]
+"""A peer id as a message holds it: short, but perhaps no key's id."""
+
 LayerIndex = Annotated[int, msgspec.Meta(ge=0, le=MAX_LAYERS)]
 
 
@@ -51,8 +54,12 @@ class Span(NamedTuple):
 class Hop(msgspec.Struct, frozen=True, array_like=True):
     """One worker on a route and the layers that it computes there."""
 
-    peer: PeerId
+    peer: BoundedPeerId
     span: Span
+
+    def __post_init__(self) -> None:
+        if self.span.start >= self.span.end:
+            raise ValueError("a hop computes no layers")
 
 
 def peer_id_of(public_key: bytes) -> PeerId:
@@ -71,6 +78,9 @@ def public_key_of(peer: PeerId) -> bytes:
         raw = base58.b58decode(peer)
     except ValueError as error:
         raise RemoteError(f"{peer!r} is not base58") from error
-    if not raw.startswith(_PEER_ID_PREFIX) or len(raw) != len(_PEER_ID_PREFIX) + _PUBLIC_KEY_BYTES:
+    public_key = raw[len(_PEER_ID_PREFIX) :]
+    if not raw.startswith(_PEER_ID_PREFIX) or len(public_key) != _PUBLIC_KEY_BYTES:
         raise RemoteError(f"{peer!r} is not the peer id of an Ed25519 key")
-    return raw[len(_PEER_ID_PREFIX) :]
+    if peer_id_of(public_key) != peer:  # base58 ignores spaces: one key would have many names
+        raise RemoteError(f"{peer!r} is not written as peer ids are")
+    return public_key

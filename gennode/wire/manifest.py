@@ -10,6 +10,7 @@ import msgspec
 from gennode.wire.ids import LayerIndex, ModelId
 
 CHUNK_BYTES = 4 * 1024 * 1024
+MAX_FILE_CHUNKS = 1 << 18  # files of 1 TiB; the largest published shards have some 50 GB
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
 
@@ -42,9 +43,12 @@ class ModelShape(msgspec.Struct, frozen=True):
 class ManifestFile(msgspec.Struct, frozen=True):
     """One file of a model and the SHA-256 of each 4 MiB chunk of it."""
 
-    name: Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
-    chunks: tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")], ...]
+    name: Annotated[str, msgspec.Meta(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_FILE_CHUNKS * CHUNK_BYTES)]
+    chunks: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], ...],
+        msgspec.Meta(max_length=MAX_FILE_CHUNKS),
+    ]
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from gennode.wire.ids import Hop, LayerIndex, ModelId, PeerId, SessionId, Span
-from gennode.wire.signing import SIGNATURE_BYTES, Signed
+from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex, ModelId, SessionId, Span
+from gennode.wire.signing import Signed
 
 MAX_ROUTE_HOPS = 64  # a token crosses every hop: longer routes would never be worth it
 MAX_STEP_ROWS = 512  # a prefill chunk; keeps a frame below 16 MiB at dim 8192 in float32
@@ -21,10 +21,8 @@ _Text = Annotated[str, msgspec.Meta(max_length=256)]
 _Address = Annotated[str, msgspec.Meta(max_length=256)]
 _Counter = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-_Peer = Annotated[PeerId, msgspec.Meta(max_length=64)]
-_Model = Annotated[ModelId, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+_Model = Annotated[ModelId, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Session = Annotated[SessionId, msgspec.Meta(min_length=16, max_length=16)]
-_Signature = Annotated[bytes, msgspec.Meta(max_length=SIGNATURE_BYTES)]
 
 
 class Announcement(msgspec.Struct, frozen=True, array_like=True):
@@ -36,7 +34,7 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True):
     layers says goodbye.
     """
 
-    peer: _Peer
+    peer: BoundedPeerId
     sequence: _Counter
     lifetime_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
     model: _Model
@@ -49,6 +47,10 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True):
     compute_class: _Text
     addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)]
 
+    def __post_init__(self) -> None:
+        if any(span.start >= span.end for span in self.spans):
+            raise ValueError("a span without layers")
+
 
 class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A message. Its tag on the wire is its class's name."""
@@ -58,7 +60,7 @@ class Digest(Base, frozen=True):
     """What the sender knows of the directory: each peer's highest sequence."""
 
     entries: Annotated[
-        tuple[tuple[_Peer, _Counter], ...], msgspec.Meta(max_length=MAX_DIGEST_PEERS)
+        tuple[tuple[BoundedPeerId, _Counter], ...], msgspec.Meta(max_length=MAX_DIGEST_PEERS)
     ]
     reply: bool
     """Whether the sender wants a digest back."""
@@ -80,9 +82,10 @@ class Announcements(Base, frozen=True):
 class Open(Base, frozen=True):
     """Owner to hop: take part in a session as `path[index]`, or learn its new path.
 
-    A hop that already takes part under a lower attempt keeps its cache. If `replay` is set, it
-    first sends the frames it retained down the new path; hops up to `rebuild_until` pass what
-    they compute from them on, so that new workers further down are rebuilt as well.
+    A hop that already takes part under a lower attempt keeps its cache. If `replay_positions`
+    is not 0, it first sends the frames that it retained for so many positions down the new
+    path; hops before `rebuild_until` pass on what they compute from such frames, so that new
+    workers further down are rebuilt as well.
     """
 
     session: _Session
@@ -92,8 +95,12 @@ class Open(Base, frozen=True):
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_ROUTE_HOPS)]
     codec: CodecName
     max_positions: Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITIONS)]
-    replay: bool
+    replay_positions: Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITIONS)]
     rebuild_until: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_ROUTE_HOPS)]
+
+    def __post_init__(self) -> None:
+        if self.index >= len(self.path):
+            raise ValueError("the receiver is not on the path")
 
 
 class Accept(Base, frozen=True):
@@ -149,12 +156,12 @@ class Ping(Base, frozen=True):
 
 
 class Pong(Base, frozen=True):
-    """Answer to a ping: per hop the session has here, the highest step received and passed on."""
+    """Answer to a ping: how far each hop is that the session has here."""
 
     session: _Session
     nonce: _Counter
     progress: Annotated[
-        tuple[tuple[LayerIndex, Annotated[int, msgspec.Meta(ge=-1)], bool], ...],
+        tuple[tuple[LayerIndex, Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)], bool], ...],
         msgspec.Meta(max_length=MAX_ROUTE_HOPS),
     ]
     """(first layer, highest step passed on or −1, whether it is computing now)"""
@@ -166,6 +173,4 @@ class Close(Base, frozen=True):
     session: _Session
 
 
-Message = (
-    Digest | Announcements | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close
-)
+Message = Digest | Announcements | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from gennode.errors import LocalError, RemoteError
-from gennode.wire.ids import PeerId, peer_id_of, public_key_of
+from gennode.wire.ids import BoundedPeerId, PeerId, peer_id_of, public_key_of
 
 SEED_BYTES = 32
 SIGNATURE_BYTES = 64
@@ -59,12 +59,16 @@ class Key:
 class Signed(msgspec.Struct, frozen=True, array_like=True):
     """Bytes with their author and the author's signature over them."""
 
-    peer: PeerId
-    body: bytes
-    signature: bytes
+    peer: BoundedPeerId
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNED_BYTES)]
+    signature: Annotated[
+        bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)
+    ]
 
 
 def _bound(domain: str, data: bytes) -> bytes:
+    if "\0" in domain:
+        raise LocalError("a domain holds the byte that ends it: two purposes could look alike")
     return b"gennode/1/" + domain.encode() + b"\x00" + data
 
 
@@ -78,8 +82,10 @@ def verify(peer: PeerId, domain: str, data: bytes, signature: bytes) -> None:
 
 
 def seal(key: Key, domain: str, value: msgspec.Struct) -> Signed:
-    """Encode `value` and sign the bytes."""
+    """Encode `value` and sign the bytes; LocalError if nobody would accept so many."""
     body = msgspec.msgpack.encode(value)
+    if len(body) > MAX_SIGNED_BYTES:
+        raise LocalError(f"a signed {domain} of {len(body)} bytes is too large")
     return Signed(key.peer, body, key.sign(domain, body))
 
 
@@ -90,5 +96,5 @@ def unseal(signed: Signed, domain: str, kind: type[T]) -> T:
     verify(signed.peer, domain, signed.body, signed.signature)
     try:
         return msgspec.msgpack.decode(signed.body, type=kind)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteError(f"{signed.peer} signed a malformed {domain}: {error}") from error
