@@ -1,0 +1,205 @@
+"""Starting the libp2p daemon as a child that dies with us, and hearing when it dies first."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from gennode.errors import GennodeError, NetworkError, UsageError
+from gennode.mesh import multiaddr
+from gennode.wire.signing import Key
+
+START_TIMEOUT_S = 15.0  # a cold start on a loaded machine with a slow disk takes some 5 s
+STOP_TIMEOUT_S = 3.0
+MAX_OUTPUT_BYTES = 8 * 1024  # of what the daemon prints, the end is kept for error messages
+MAX_SOCKET_PATH_BYTES = 90  # the shortest limit of any POSIX system is 104, less our file name
+
+# The daemon's own resource manager has no limits, so that it is capped from outside.
+MEMORY_BYTES = 1024 * 1024 * 1024  # soft: Go collects harder above; 150 MB seen under load
+MAX_OPEN_FILES = 4096
+CONNECTIONS_HIGH = 512  # above this many the daemon closes idle ones down to CONNECTIONS_LOW
+CONNECTIONS_LOW = 384
+
+# The guard waits for the daemon. Its watcher reads a pipe that only our process holds open:
+# when we end, however we end, the pipe ends, and the watcher kills the daemon.
+_GUARD = """
+exec 3<&0
+ulimit -n "$1" 2>/dev/null
+shift
+"$@" </dev/null 3<&- &
+daemon=$!
+( exec >/dev/null 2>&1; read -r _ <&3; kill -9 "$daemon" ) &
+watcher=$!
+wait "$daemon"
+status=$?
+kill -9 "$watcher" 2>/dev/null
+exit "$status"
+"""
+
+
+def find_binary() -> Path:
+    """The daemon's path inside the hivemind package, which is never imported."""
+    hint = "pip install hivemind==1.1.12 (Linux or macOS), which carries it"
+    found = importlib.util.find_spec("hivemind")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        binary = Path(folder) / "hivemind_cli" / "p2pd"
+        if binary.is_file():
+            return binary
+    raise NetworkError("the libp2p daemon p2pd is not installed", hint=hint)
+
+
+def write_key(path: Path, key: Key) -> None:
+    """Write the daemon's identity, readable by us alone from the first byte on."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.to_libp2p())
+
+
+def socket_folder() -> Path:
+    """A new private folder (0700) whose path is short enough for unix sockets."""
+    folder = tempfile.mkdtemp(prefix="gennode-")
+    if len(folder) > MAX_SOCKET_PATH_BYTES:
+        os.rmdir(folder)
+        folder = tempfile.mkdtemp(prefix="gennode-", dir="/tmp")
+    return Path(folder)
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise NetworkError unless we can listen there; UsageError if it makes no sense.
+
+    The daemon binds with SO_REUSEPORT: it would silently share a port with another daemon.
+    """
+    if not 0 <= port < 65536:
+        raise UsageError(f"{port} is no TCP port", hint="use 0 for any free one, or 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            hint = "choose another port, or 0 for any free one"
+            raise NetworkError(f"can't listen on {host} port {port}: {error}", hint=hint) from error
+
+
+def arguments(folder: Path, listen: tuple[str, int], announce: tuple[str, ...]) -> list[str]:
+    """The daemon's flags: TCP only, no relay, no NAT discovery, a DHT server."""
+    host, port = listen
+    family = "ip6" if ":" in host else "ip4"
+    address = f"/{family}/{host}/tcp/{port}"
+    multiaddr.to_bytes(address)
+    for text in announce:
+        multiaddr.to_bytes(text)
+    flags = [
+        f"-listen=/unix{folder}/control",
+        f"-id={folder}/key",
+        f"-hostAddrs={address}",
+        "-dhtServer",  # the automatic mode stays a client where nobody can tell us our address
+        "-bootstrapPeers=",  # by default: the public IPFS network
+        "-autonat=0", "-autoRelay=0", "-relay=0", "-relayService=0", "-relayDiscovery=0",
+        "-noise=1", "-tls=0", "-connManager",
+        f"-connHi={CONNECTIONS_HIGH}", f"-connLo={CONNECTIONS_LOW}",
+    ]  # fmt: skip
+    return [*flags, f"-announceAddrs={','.join(announce)}"] if announce else flags
+
+
+class _Output(asyncio.SubprocessProtocol):
+    """Collects what the daemon prints; tells when it is ready and when it has ended."""
+
+    def __init__(self, ready: asyncio.Future[None], ended: asyncio.Future[None]) -> None:
+        self._ready = ready
+        self._ended = ended
+        self.text = bytearray()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.text += data
+        del self.text[:-MAX_OUTPUT_BYTES]
+        if b"Peer Addrs:" in self.text and not self._ready.done():
+            self._ready.set_result(None)
+
+    def process_exited(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+
+class Daemon:
+    """A running daemon. `control` is the path of its control socket; `folder` is private."""
+
+    def __init__(self, folder: Path, on_exit: Callable[[str], None]) -> None:
+        """`on_exit` is called once with the reason, when the daemon dies before `stop`."""
+        self.folder = folder
+        self.control = str(folder / "control")
+        self._on_exit = on_exit
+        self._stopping = False
+        self._process: asyncio.SubprocessTransport | None = None
+        loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[None] = loop.create_future()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._output = _Output(self._ready, self._ended)
+
+    @classmethod
+    async def start(
+        cls,
+        key: Key,
+        *,
+        listen: tuple[str, int],
+        announce: tuple[str, ...],
+        on_exit: Callable[[str], None],
+        binary: Path | None = None,
+    ) -> Daemon:
+        """Start `binary` (default: the installed one) on `listen` (host, port; 0: any).
+
+        NetworkError if it is missing, the port is taken, or it does not come up in time.
+        """
+        program = binary or find_binary()
+        check_free(*listen)
+        daemon = cls(socket_folder(), on_exit)
+        try:
+            write_key(daemon.folder / "key", key)
+            await daemon._spawn([str(program), *arguments(daemon.folder, listen, announce)])
+        except (GennodeError, OSError, asyncio.CancelledError):
+            await daemon.stop()
+            raise
+        return daemon
+
+    async def _spawn(self, command: list[str]) -> None:
+        loop = asyncio.get_running_loop()
+        self._process, _ = await loop.subprocess_exec(
+            lambda: self._output, "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), *command,
+            start_new_session=True,  # Ctrl-C in a terminal must reach us first, not the daemon
+            env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES)},
+        )  # fmt: skip
+        waiting = {self._ready, self._ended}
+        await asyncio.wait(waiting, timeout=START_TIMEOUT_S, return_when="FIRST_COMPLETED")
+        if self._ended.done() or not self._ready.done():
+            what = "ended at once" if self._ended.done() else "did not come up in time"
+            hint = "look at its own words above; is the binary made for this machine?"
+            raise NetworkError(f"the libp2p daemon {what}: {self.last_words()}", hint=hint)
+        self._ended.add_done_callback(lambda _: self._report())
+
+    def last_words(self) -> str:
+        """The last lines that the daemon printed."""
+        text = self._output.text.decode(errors="replace").strip()
+        return "\n".join(text.splitlines()[-5:]) or "it printed nothing"
+
+    def _report(self) -> None:
+        if not self._stopping:
+            self._on_exit(f"the libp2p daemon died: {self.last_words()}")
+
+    async def stop(self) -> None:
+        """End the daemon and remove its folder. Idempotent."""
+        self._stopping = True
+        process, self._process = self._process, None
+        if process is not None:
+            pipe = process.get_pipe_transport(0)
+            if pipe is not None:
+                pipe.close()  # the guard's watcher takes this for our end, and kills the daemon
+            await asyncio.wait({self._ended}, timeout=STOP_TIMEOUT_S)
+            process.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

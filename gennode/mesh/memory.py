@@ -1,0 +1,194 @@
+"""A whole network in one process: the transport of tests, simulations and demos."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gennode.errors import LocalError, NetworkError, UsageError
+from gennode.mesh.transport import StreamHandler
+from gennode.wire.frames import Buffer
+from gennode.wire.ids import PeerId
+
+_PREFIX = "/memory/p2p/"
+
+
+class MemoryNetwork:
+    """Peers that can reach each other. `delay_s`: how long bytes travel."""
+
+    def __init__(self, *, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        self._peers: dict[PeerId, MemoryTransport] = {}
+        self._providers: dict[bytes, dict[PeerId, None]] = {}
+
+    def join(self, peer: PeerId) -> MemoryTransport:
+        """A new peer's transport."""
+        if peer in self._peers:
+            raise LocalError(f"{peer} is on this network already")
+        self._peers[peer] = transport = MemoryTransport(self, peer)
+        return transport
+
+    def crash(self, peer: PeerId) -> None:
+        """Take a peer away without a word to it: the others see its streams close."""
+        transport = self._peers.pop(peer, None)
+        if transport is not None:
+            transport.drop("the peer is gone")
+        for providers in self._providers.values():
+            providers.pop(peer, None)
+
+    def reset_streams(self, peer: PeerId, other: PeerId) -> None:
+        """Break every stream between two peers; what is on its way is lost."""
+        for stream in list(self.find(peer).streams):
+            if stream.peer == other:
+                stream.abort()
+
+    def find(self, peer: PeerId) -> MemoryTransport:
+        """A live peer's transport; NetworkError if there is none."""
+        transport = self._peers.get(peer)
+        if transport is None:
+            raise NetworkError(f"{peer} is not on this network", hint="start that peer first")
+        return transport
+
+    def providers(self, key: bytes) -> dict[PeerId, None]:
+        """Who provides `key`, in order of arrival; changes to it are kept."""
+        return self._providers.setdefault(key, {})
+
+
+class MemoryStream:
+    """One end of a stream; `other` is the far end."""
+
+    def __init__(self, owner: MemoryTransport, peer: PeerId, delay_s: float) -> None:
+        self._owner = owner
+        self._peer = peer
+        self._delay_s = delay_s
+        self._loop = asyncio.get_running_loop()
+        self._on_data: Callable[[bytes], None] | None = None
+        self._on_close: Callable[[str], None] | None = None
+        self._waiting: list[bytes] = []  # arrived before `start`, or while paused
+        self._ended: str | None = None  # why no more will arrive
+        self._paused = False
+        self._open = True
+        self.other: MemoryStream | None = None
+        owner.streams[self] = None
+
+    @property
+    def peer(self) -> PeerId:
+        return self._peer
+
+    def start(self, on_data: Callable[[bytes], None], on_close: Callable[[str], None]) -> None:
+        self._on_data, self._on_close = on_data, on_close
+        self._loop.call_soon(self._flush)
+
+    def write(self, *parts: Buffer) -> None:
+        if self._open and self.other is not None:
+            self._later(self.other.arrive, b"".join(parts))
+
+    def unsent_bytes(self) -> int:
+        return 0 if self.other is None else sum(map(len, self.other._waiting))
+
+    def pause(self, paused: bool) -> None:
+        self._paused = paused
+        if not paused:
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._end("the stream was closed")
+
+    def abort(self) -> None:
+        self._waiting.clear()
+        if self.other is not None:
+            self.other._waiting.clear()
+        self._end("the stream was reset")
+
+    def arrive(self, data: bytes) -> None:
+        """Take bytes from the far end."""
+        if self._open:
+            self._waiting.append(data)
+            self._flush()
+
+    def _later(self, call: Callable[..., None], *args: object) -> None:
+        if self._delay_s:
+            self._loop.call_later(self._delay_s, call, *args)
+        else:
+            self._loop.call_soon(call, *args)
+
+    def _flush(self) -> None:
+        while self._waiting and self._on_data is not None and not self._paused:
+            self._on_data(self._waiting.pop(0))
+        on_close = self._on_close
+        if self._ended is not None and on_close is not None and not self._waiting:
+            self._on_data = self._on_close = None
+            on_close(self._ended)
+
+    def _end(self, reason: str) -> None:
+        if not self._open:
+            return
+        self._loop.call_soon(self.ended, reason)
+        self._open = False
+        if self.other is not None:
+            self._later(self.other.ended, reason)
+
+    def ended(self, reason: str) -> None:
+        """Take the end from the far end, or from ourselves."""
+        self._open = False
+        self._owner.streams.pop(self, None)
+        self._ended = self._ended or reason
+        self._flush()
+
+
+class MemoryTransport:
+    """Implements `gennode.mesh.transport.Transport` over a MemoryNetwork."""
+
+    def __init__(self, network: MemoryNetwork, peer: PeerId) -> None:
+        self._network = network
+        self._peer = peer
+        self._handlers: dict[str, StreamHandler] = {}
+        self.streams: dict[MemoryStream, None] = {}
+
+    @property
+    def peer(self) -> PeerId:
+        return self._peer
+
+    def addresses(self) -> tuple[str, ...]:
+        return (_PREFIX + self._peer,)
+
+    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
+        if not address.startswith(_PREFIX):
+            hint = f"addresses here look like {_PREFIX}<peer id>"
+            raise UsageError(f"{address!r} is not an address of this network", hint=hint)
+        peer = PeerId(address.removeprefix(_PREFIX))
+        self._reach(peer)
+        return peer
+
+    async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> MemoryStream:
+        there = self._reach(peer)
+        handler = there._handlers.get(protocol)
+        if handler is None:
+            raise NetworkError(f"{peer} does not speak {protocol}", hint="is it up to date?")
+        near = MemoryStream(self, peer, self._network.delay_s)
+        far = MemoryStream(there, self._peer, self._network.delay_s)
+        near.other, far.other = far, near
+        handler(far)
+        return near
+
+    def _reach(self, peer: PeerId) -> MemoryTransport:
+        self._network.find(self._peer)  # whoever crashed or closed reaches nobody
+        return self._network.find(peer)
+
+    async def accept(self, protocol: str, handler: StreamHandler) -> None:
+        self._handlers[protocol] = handler
+
+    async def provide(self, key: bytes) -> None:
+        self._network.find(self._peer)
+        self._network.providers(key)[self._peer] = None
+
+    async def find_providers(self, key: bytes, *, limit: int, timeout_s: float) -> list[PeerId]:
+        return list(self._network.providers(key))[:limit]
+
+    def drop(self, reason: str) -> None:
+        """End every stream at once."""
+        for stream in list(self.streams):
+            stream.abort()
+
+    async def close(self) -> None:
+        self._network.crash(self._peer)
