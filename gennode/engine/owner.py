@@ -41,6 +41,11 @@ class LlamaOwner:
         return self._folder.manifest.model
 
     @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+        return self._config.hidden_size
+
+    @property
     def layers(self) -> int:
         """How many transformer layers lie between `embed` and `logits`."""
         return self._config.num_hidden_layers

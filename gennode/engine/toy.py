@@ -59,7 +59,8 @@ def toy_manifest(layers: int) -> Manifest:
 def _to_numbers(states: States) -> Numbers:
     """The numbers that states stand for; whatever a liar sends has some value."""
     digits = np.nan_to_num(states[:, :_DIGITS], nan=0.0, posinf=0.0, neginf=0.0)
-    return np.rint(np.fmod(digits, np.float32(_PRIME))).astype(np.int64) % _PRIME
+    whole = np.rint(np.fmod(digits, np.float32(_PRIME))).astype(np.int64)
+    return (whole + _PRIME // 2) % _PRIME
 
 
 def _to_states(numbers: Numbers) -> States:
@@ -186,6 +187,11 @@ class ToyOwner:
     def model(self) -> ModelId:
         """Which toy this is."""
         return self._manifest.model
+
+    @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+        return TOY_DIM
 
     @property
     def layers(self) -> int:
