@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gennode.engine.seam import States
 from gennode.errors import GennodeError
 from gennode.wire.frames import Buffer
 from gennode.wire.ids import Hop, PeerId, SessionId, Span
@@ -71,11 +72,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Arrived:
-    """To the owner: a step's states are back."""
+    """To the owner: a step's states are back, the last rows that it asked for."""
 
     session: SessionId
     number: int
-    payload: bytes
+    states: States
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ class PeerMachine:
 
     def _announce(self, facts: WorkerFacts, now_s: float) -> Signed:
         self._renewed_s = now_s
-        self._sequence += 1
+        self._sequence = max(self._sequence + 1, self._directory.next_sequence)
         announcement = Announcement(
             peer=self.peer,
             sequence=self._sequence,

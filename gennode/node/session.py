@@ -223,13 +223,16 @@ class SessionMachine:
         if message.number != self._answered or message.number >= self._next_number:
             raise RemoteError("a result came for a step that is not the next one awaited")
         step = self._steps[message.number - self._next_number]  # the unanswered are the tail
-        row_bytes = codec(self.terms.codec).row_bytes(self.terms.dim)
-        if message.rows != step.reply_rows or len(payload) != step.reply_rows * row_bytes:
+        try:
+            states = codec(self.terms.codec).decode(payload, self.terms.dim)
+        except RemoteError as error:
+            return self._mend({sender}, str(error), now_s)
+        if not message.rows == len(states) == step.reply_rows:
             raise RemoteError("a result has not the rows that were asked for")
         self._answered += 1
         self._patience.answered(message.number, now_s)
         self._watch.moved()
-        return [Arrived(self.terms.session, message.number, payload)]
+        return [Arrived(self.terms.session, message.number, states)]
 
     def _failed(self, sender: PeerId, message: Failed, now_s: float) -> list[Action]:
         near = self.path[max(0, message.index - 1) : message.index + 2]

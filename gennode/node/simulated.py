@@ -95,7 +95,7 @@ class SimulatedSwarm:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._link_free_s: dict[tuple[PeerId, PeerId], float] = {}
-        self._awaited: dict[tuple[SessionId, int], tuple[Promise, CodecName, int]] = {}
+        self._awaited: dict[tuple[SessionId, int], Promise] = {}
         self._opened: dict[SessionId, Promise] = {}
 
     # -- building -----------------------------------------------------------------------------
@@ -177,8 +177,7 @@ class SimulatedSwarm:
                 case Run():
                     self._run(peer, action.job)
                 case Arrived():
-                    promise, name, dim = self._awaited.pop((action.session, action.number))
-                    promise.resolve(codec(name).decode(action.payload, dim))
+                    self._awaited.pop((action.session, action.number)).resolve(action.states)
                 case Opened():
                     self._opened[action.session].resolve(_NOTHING)
                 case Rerouted():
@@ -189,7 +188,7 @@ class SimulatedSwarm:
     def _lose(self, lost: Lost) -> None:
         self._opened[lost.session].resolve(lost.error)
         for key in [key for key in self._awaited if key[0] == lost.session]:
-            self._awaited.pop(key)[0].resolve(lost.error)
+            self._awaited.pop(key).resolve(lost.error)
 
     def _send(self, source: PeerId, send: Send) -> None:
         header, payload = encode(send.message, send.payload)
@@ -279,7 +278,7 @@ class SimulatedOwner:
         swarm.act(self.peer, actions)
         try:
             await swarm._opened[session]
-            yield SimulatedPipeline(self, session, owner.dim)
+            yield SimulatedPipeline(self, session)
         finally:
             swarm.act(self.peer, machine.close_session(session))
             del swarm._opened[session]
@@ -291,7 +290,6 @@ class SimulatedPipeline:
 
     owner: SimulatedOwner
     session: SessionId
-    dim: int
 
     def step(self, position: int, states: States, *, reply_rows: int) -> Promise:
         """Send states down the route."""
@@ -301,7 +299,7 @@ class SimulatedPipeline:
             self.session, position, len(states), reply_rows, payload, swarm.now_s
         )
         promise = Promise()
-        swarm._awaited[self.session, number] = (promise, self.owner.codec, self.dim)
+        swarm._awaited[self.session, number] = promise
         swarm.act(peer, actions)
         return promise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gennode.engine.seam import ShardEngine, StepInput
-from gennode.errors import GennodeError
+from gennode.errors import GennodeError, ResourceError
 from gennode.node.actions import CloseJob, Job, OpenJob
 from gennode.node.hop import HopLimits, HopMachine
 from gennode.node.peer import WorkerFacts
@@ -57,6 +57,8 @@ class Worker:
     def _do(self, job: Job) -> bytes:
         engine = self.engine
         if isinstance(job, OpenJob):
+            if not self.facts().can_host(job.span):  # another session took the room meanwhile
+                raise ResourceError(f"layers {job.span} no longer fit")
             engine.load(job.span)
             engine.open(job.key, job.span, job.max_positions)
             return b""

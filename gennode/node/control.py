@@ -1,0 +1,86 @@
+"""The status of a running node, over a unix socket that only its user can open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from gennode.errors import NetworkError
+from gennode.node.live import LiveNode
+from gennode.wire.ids import ModelId, PeerId, Span
+
+MAX_STATUS_BYTES = 16 * 1024 * 1024  # 4,096 workers with 64 spans each
+ANSWER_TIMEOUT_S = 5.0
+
+
+class WorkerView(msgspec.Struct, frozen=True):
+    """One worker, as the directory knows it."""
+
+    peer: PeerId
+    model: ModelId
+    spans: tuple[Span, ...]
+    spare_layers: int
+    layer_time_s: float
+    sessions: int
+    compute_class: str
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node and all it knows of the swarm."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    sessions: int
+    workers: tuple[WorkerView, ...]
+
+
+def status_of(node: LiveNode) -> NodeStatus:
+    """What `gennode status` shows."""
+    workers = tuple(
+        WorkerView(
+            peer=seen.peer,
+            model=seen.model,
+            spans=seen.spans,
+            spare_layers=seen.spare_layers,
+            layer_time_s=seen.layer_time_s,
+            sessions=seen.sessions,
+            compute_class=seen.compute_class,
+        )
+        for seen in node.live()
+    )
+    return NodeStatus(
+        node.machine.peer, node.transport.addresses(), node.machine.hosted_sessions, workers
+    )
+
+
+@asynccontextmanager
+async def answering(node: LiveNode, path: Path) -> AsyncIterator[None]:
+    """Answer each connection to the socket at `path` with the node's status."""
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(msgspec.json.encode(status_of(node)))
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_unix_server(answer, path)
+    path.chmod(0o600)
+    async with server:
+        yield
+
+
+async def ask_status(path: str) -> NodeStatus:
+    """The status of the node whose card names this socket; NetworkError if it won't tell."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            reader, writer = await asyncio.open_unix_connection(path, limit=MAX_STATUS_BYTES)
+            data = await reader.read(-1)
+            writer.close()
+        return msgspec.json.decode(data, type=NodeStatus)
+    except (OSError, TimeoutError, msgspec.DecodeError) as error:
+        raise NetworkError(
+            f"the node does not answer at {path}", hint="is it stopped? start it again"
+        ) from error

@@ -1,0 +1,317 @@
+"""The live shell: the peer machine on asyncio, real links, a compute thread and a real clock."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from gennode.engine.seam import OwnerEngine, States
+from gennode.errors import GennodeError, NetworkError
+from gennode.mesh.links import Links
+from gennode.mesh.transport import Transport
+from gennode.node.actions import (
+    Action,
+    Arrived,
+    CloseJob,
+    Job,
+    Lost,
+    Opened,
+    OpenJob,
+    Rerouted,
+    Run,
+    Send,
+)
+from gennode.node.peer import PeerMachine
+from gennode.node.worker import Worker
+from gennode.wire.activations import codec
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.messages import Announcement, CodecName, Message
+from gennode.wire.signing import Key
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TICK_S = 0.05
+CONNECT_TIMEOUT_S = 10.0
+RENDEZVOUS_INTERVAL_S = 15.0
+PROVIDERS_WANTED = 16
+
+
+def rendezvous_key(model: ModelId) -> bytes:
+    """The DHT key under which a model's workers can be found (32 bytes)."""
+    return hashlib.sha256(b"gennode/model/" + model.encode()).digest()
+
+
+class LiveNode:
+    """One running peer: worker, owner or both. An async context manager."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        key: Key,
+        *,
+        codec_name: CodecName = "int8-outlier",
+        on_rerouted: Callable[[Rerouted], None] = lambda _event: None,
+    ) -> None:
+        self.machine = PeerMachine(
+            key, rng=random.SystemRandom(), first_sequence=time.time_ns() // 1_000_000
+        )
+        self.transport = transport
+        self.codec = codec_name
+        self._worker: Worker | None = None
+        self._on_rerouted = on_rerouted
+        self._links = Links(
+            transport,
+            on_message=self._on_message,
+            on_down=self._on_down,
+            addresses_of=self.machine.addresses,
+        )
+        self._neighbours: dict[PeerId, None] = {}
+        self._opened: dict[SessionId, asyncio.Future[None]] = {}
+        self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
+        self._directory_seen = -1
+        self._directory_changed = asyncio.Event()
+        self._crash: BaseException | None = None
+        self._stack = AsyncExitStack()
+
+    # -- life ---------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
+            stack.callback(self._compute.shutdown, cancel_futures=True)
+            await stack.enter_async_context(self._links)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            ticking = group.create_task(self._keep_ticking())
+            stack.callback(ticking.cancel)
+            self._group = group
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._act(self.machine.leave(self._now_s(), self._known()))
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def in_engine_thread(self, call: Callable[[], T]) -> T:
+        """Run something long, such as loading layers, where jobs run: one at a time."""
+        return await self._loop.run_in_executor(self._compute, call)
+
+    async def serve(self, worker: Worker) -> None:
+        """Host the worker's layers from now on; measures them first."""
+        await self.in_engine_thread(worker.facts)
+        self._worker = worker
+        hops = worker.hop_machine(self.machine.peer)
+        self.machine.serve(hops, worker.facts(), self.transport.addresses())
+        seeking = self._group.create_task(self._keep_rendezvous(worker.engine.model))
+        self._stack.callback(seeking.cancel)
+
+    async def bootstrap(self, addresses: Sequence[str]) -> None:
+        """Connect to the first peers; NetworkError if none of them answers."""
+        failures: list[NetworkError] = []
+        for address in addresses:
+            try:
+                peer = await self.transport.connect(address, timeout_s=CONNECT_TIMEOUT_S)
+            except NetworkError as error:
+                failures.append(error)
+                continue
+            self._links.learn(peer, (address,))
+            self._neighbours[peer] = None
+        if failures and not self._neighbours:
+            raise failures[0]
+        for failure in failures:
+            log.warning("bootstrap: %s", failure)
+
+    async def find_workers(self, model: ModelId, layers: int, *, timeout_s: float) -> None:
+        """Wait until the directory covers a model's layers, or the time is over."""
+        await self._rendezvous(model, provide=False)
+        deadline_s = self._now_s() + timeout_s
+        while self._shortfall(model, layers) and (left_s := deadline_s - self._now_s()) > 0:
+            self._directory_changed.clear()
+            try:
+                await asyncio.wait_for(self._directory_changed.wait(), left_s)
+            except TimeoutError:
+                return
+
+    def _shortfall(self, model: ModelId, layers: int) -> bool:
+        route = self.machine.route(
+            model, Span(0, layers), self.machine.peer, frozenset(), self._now_s()
+        )
+        return not hasattr(route, "hops")
+
+    # -- what keeps going ---------------------------------------------------------------------
+
+    async def _keep_ticking(self) -> None:
+        while True:
+            if self._crash is not None:
+                raise self._crash
+            self._act(self.machine.tick(self._now_s(), self._known()))
+            await asyncio.sleep(TICK_S)
+
+    async def _keep_rendezvous(self, model: ModelId) -> None:
+        while True:
+            await self._rendezvous(model, provide=True)
+            await asyncio.sleep(RENDEZVOUS_INTERVAL_S)
+
+    async def _rendezvous(self, model: ModelId, *, provide: bool) -> None:
+        """Meet peers of the same model through the DHT. A hint only: what it can't do, the
+        directory's exchange with the bootstrap peers does."""
+        key = rendezvous_key(model)
+        try:
+            if provide:
+                await self.transport.provide(key)
+            found = await self.transport.find_providers(
+                key, limit=PROVIDERS_WANTED, timeout_s=CONNECT_TIMEOUT_S
+            )
+        except NetworkError as error:
+            log.info("rendezvous: %s", error)
+            return
+        self._neighbours.update(dict.fromkeys(peer for peer in found if peer != self.machine.peer))
+
+    def live(self) -> tuple[Announcement, ...]:
+        """Every announcement that is alive."""
+        return self.machine.live(self._now_s())
+
+    def _known(self) -> list[PeerId]:
+        return list(self._neighbours)
+
+    def _now_s(self) -> float:
+        return time.monotonic()
+
+    # -- messages in, actions out -------------------------------------------------------------
+
+    def _on_message(self, sender: PeerId, message: Message, payload: bytes) -> None:
+        self._act(self.machine.receive(sender, message, payload, self._now_s()))
+
+    def _on_down(self, peer: PeerId, reason: str, breach: bool) -> None:
+        if breach:
+            log.warning("peer_misbehaved peer=%s why=%s", peer, reason)
+        self._act(self.machine.peer_down(peer, reason, self._now_s()))
+
+    def _act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send():
+                    self._links.send(action.peer, action.message, action.payload)
+                case Run():
+                    self._run(action.job)
+                case Arrived():
+                    waiting = self._awaited.get(action.session, {}).pop(action.number, None)
+                    if waiting is not None and not waiting.done():
+                        waiting.set_result(action.states)
+                case Opened():
+                    opened = self._opened[action.session]
+                    if not opened.done():
+                        opened.set_result(None)
+                case Rerouted():
+                    self._on_rerouted(action)
+                case Lost():
+                    self._lose(action)
+        if self.machine.directory_version != self._directory_seen:
+            self._directory_seen = self.machine.directory_version
+            self._directory_changed.set()
+
+    def _lose(self, lost: Lost) -> None:
+        _fail(self._opened[lost.session], lost.error)
+        for future in self._awaited[lost.session].values():
+            _fail(future, lost.error)
+
+    # -- computing ----------------------------------------------------------------------------
+
+    def _run(self, job: Job) -> None:
+        if self._worker is None:
+            return
+        future = self._compute.submit(self._worker.attempt, job)
+        if not isinstance(job, CloseJob):
+            future.add_done_callback(
+                lambda done: self._loop.call_soon_threadsafe(self._computed, job, done)
+            )
+
+    def _computed(self, job: Job, future: Future[bytes | GennodeError]) -> None:
+        if future.cancelled() or self._worker is None:
+            return
+        if (crash := future.exception()) is not None:
+            self._crash = crash
+            return
+        if isinstance(job, OpenJob) and self._worker.engine.spans() != self._announced():
+            self.machine.learn(self._worker.facts())
+        self._act(self.machine.computed(job, future.result()))
+
+    def _announced(self) -> tuple[Span, ...]:
+        return self.machine.facts.spans if self.machine.facts else ()
+
+    # -- owning -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[LivePipeline]:
+        """A session on the best route of the moment; satisfies `prompt.Swarm`."""
+        session, actions = self.machine.open_session(
+            model=owner.model,
+            layers=owner.layers,
+            dim=owner.dim,
+            codec=self.codec,
+            max_positions=max_positions,
+            now_s=self._now_s(),
+        )
+        self._opened[session] = self._loop.create_future()
+        self._awaited[session] = {}
+        try:
+            self._act(actions)
+            await self._opened[session]
+            yield LivePipeline(self, session)
+        finally:
+            self._act(self.machine.close_session(session))
+            del self._opened[session], self._awaited[session]
+
+    def submit(
+        self, session: SessionId, position: int, rows: int, reply_rows: int, payload: bytes
+    ) -> asyncio.Future[States]:
+        """Send a step of an own session; the future holds its result."""
+        number, actions = self.machine.submit(
+            session, position, rows, reply_rows, payload, self._now_s()
+        )
+        future: asyncio.Future[States] = self._loop.create_future()
+        self._awaited[session][number] = future
+        self._act(actions)
+        return future
+
+
+def _fail(future: asyncio.Future[Any], error: GennodeError) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # marks it as seen; whoever awaits it hears it all the same
+
+
+class LivePipeline:
+    """An open session; satisfies `prompt.Pipeline`."""
+
+    def __init__(self, node: LiveNode, session: SessionId) -> None:
+        self._node = node
+        self._session = session
+        self._codec = codec(node.codec)
+
+    def step(
+        self, position: int, states: States, *, reply_rows: int
+    ) -> asyncio.Future[States]:
+        """Send states down the route now; the future holds the result."""
+        payload = self._codec.encode(states)
+        return self._node.submit(self._session, position, len(states), reply_rows, payload)
+
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """The hops of the moment."""
+        return self._node.machine.path(self._session)

@@ -1,0 +1,136 @@
+"""One seeded story: a swarm, an owner who asks, faults in the middle, and what must still hold."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from gennode.engine.sample import Sampling
+from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
+from gennode.errors import GennodeError
+from gennode.node.prompt import answer
+from gennode.node.simulated import SimulatedSwarm
+from gennode.node.worker import Worker
+from gennode.wire.ids import PeerId, Span
+
+LAYERS = 6
+WORKERS = 6
+PROMPTS = 2
+MAX_TOKENS = 24
+LOAD_TIME_S = 5.0  # so dear that routes prefer three hops that are loaded to one that is not
+STORY_LIMIT_S = 300.0
+FAULTS = ("crash", "blackout", "freeze")
+
+
+@dataclass(frozen=True)
+class Story:
+    """What came of one seed."""
+
+    seed: int
+    right: int
+    refused: tuple[str, ...]
+    wrong: int
+    failovers: int
+    events: int
+    virtual_s: float
+    faults: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Every prompt ended, and none in a token that it would not have had without faults."""
+        return self.wrong == 0 and self.right + len(self.refused) == PROMPTS
+
+
+def tell(seed: int) -> Story:
+    """Run the story of one seed. A pure function of it."""
+    rng = random.Random(seed)
+    swarm = SimulatedSwarm(rng.getrandbits(64))
+    manifest = toy_manifest(LAYERS)
+    workers = [swarm.add(_worker(rng, index)) for index in range(WORKERS)]
+    owner_peer = swarm.add()
+    owner = ToyOwner(manifest)
+    prompts = [f"story {seed}, prompt {index}" for index in range(PROMPTS)]
+    samplings = [
+        Sampling(temperature=rng.choice([0.0, 1.0]), seed=seed, max_tokens=MAX_TOKENS)
+        for _ in prompts
+    ]
+    answers: list[list[int]] = [[] for _ in prompts]
+    ends: list[str | None] = [None for _ in prompts]
+
+    async def ask(index: int) -> None:
+        handle = swarm.owner(owner_peer)
+        try:
+            async for token in answer(prompts[index], owner, handle, samplings[index]):
+                answers[index].append(token)
+        except GennodeError as error:
+            ends[index] = str(error)
+            return
+        ends[index] = ""
+
+    swarm.run(3.0)  # the directory spreads
+    for index in range(PROMPTS):
+        swarm.spawn(ask(index))
+    faults = _plan_faults(rng, swarm, workers)
+    swarm.run(STORY_LIMIT_S, done=lambda: all(end is not None for end in ends))
+    truths = [_undisturbed(owner, prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
+    right = sum(
+        end == "" and given == truth
+        for end, given, truth in zip(ends, answers, truths, strict=True)
+    )
+    wrong = sum(given != truth[: len(given)] for given, truth in zip(answers, truths, strict=True))
+    return Story(
+        seed=seed,
+        right=right,
+        refused=tuple(end for end in ends if end),
+        wrong=wrong,
+        failovers=len(swarm.peers[owner_peer].events),
+        events=swarm.events,
+        virtual_s=swarm.now_s,
+        faults=faults,
+    )
+
+
+def _worker(rng: random.Random, index: int) -> Worker:
+    engine = ToyShard(toy_manifest(LAYERS), load_time_s=LOAD_TIME_S)
+    third = LAYERS // 3
+    start = index % 3 * third
+    engine.load(Span(start, start + third))
+    return Worker(engine, LAYERS, capacity_layers=rng.choice([third, LAYERS]))
+
+
+def _plan_faults(
+    rng: random.Random, swarm: SimulatedSwarm, workers: list[PeerId]
+) -> tuple[str, ...]:
+    """Hurt up to half of the workers, at any moment of the prompts."""
+    told = []
+    for victim in rng.sample(workers, rng.randint(0, WORKERS // 2)):
+        fault, at_s = rng.choice(FAULTS), rng.uniform(0.0, 2.5)
+        if fault == "freeze":
+            duration_s = rng.uniform(0.2, 6.0)
+            swarm.after(at_s, lambda v=victim, d=duration_s: swarm.freeze(v, d))  # type: ignore[misc]
+        else:
+            hurt = swarm.crash if fault == "crash" else swarm.blackout
+            swarm.after(at_s, lambda v=victim, h=hurt: h(v))  # type: ignore[misc]
+        told.append(f"{fault} of worker {workers.index(victim) + 1} at {at_s:.2f} s")
+    return tuple(told)
+
+
+def _undisturbed(owner: ToyOwner, prompt: str, sampling: Sampling) -> list[int]:
+    """The answer of one machine that holds all layers and never fails."""
+    swarm = SimulatedSwarm(seed=0)
+    engine = ToyShard(toy_manifest(LAYERS))
+    engine.load(Span(0, LAYERS))
+    swarm.add(Worker(engine, LAYERS, capacity_layers=LAYERS))
+    handle = swarm.owner(swarm.add())
+    tokens: list[int] = []
+    ended: list[bool] = []
+
+    async def ask() -> None:
+        async for token in answer(prompt, owner, handle, sampling):
+            tokens.append(token)
+        ended.append(True)
+
+    swarm.run(3.0)
+    swarm.spawn(ask())
+    swarm.run(STORY_LIMIT_S, done=lambda: bool(ended))
+    return tokens

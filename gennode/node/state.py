@@ -1,0 +1,121 @@
+"""The state folder: a node's key, its lock, and the card by which others on the machine find it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from gennode.errors import LocalError, ResourceError, UsageError
+from gennode.wire.ids import ModelId, PeerId
+from gennode.wire.signing import SEED_BYTES, Key
+
+_KEY, _LOCK, _CARD = "node.key", "node.lock", "node.json"
+_MAX_CARD_BYTES = 64 * 1024
+_PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
+
+
+class NodeCard(msgspec.Struct, frozen=True):
+    """What a running node leaves in its state folder for other programs of its user."""
+
+    peer: PeerId
+    pid: int
+    addresses: tuple[str, ...]
+    control: str
+    """Path of the unix socket that answers with the node's status."""
+    model: ModelId
+
+
+class StateFolder:
+    """One node's folder on disk; at most one node runs from it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def prepare(self) -> None:
+        """Make the folder, for its user alone; ResourceError if the disk refuses."""
+        with _disk(self.path):
+            self.path.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder as the one node that runs from it; UsageError if another does."""
+        with _disk(self.path), open(self.path / _LOCK, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"another node runs from {self.path}",
+                    hint="stop it, or give this one a folder of its own with --state",
+                ) from error
+            try:
+                yield
+            finally:
+                (self.path / _CARD).unlink(missing_ok=True)
+
+    def is_running(self) -> bool:
+        """Whether a live process holds the folder."""
+        try:
+            with open(self.path / _LOCK) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def key(self) -> Key:
+        """The node's key, made on first use; only its user can read the file."""
+        path = self.path / _KEY
+        with _disk(path):
+            if path.exists():
+                if path.stat().st_mode & 0o077:
+                    raise LocalError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+                return Key.from_libp2p(path.read_bytes()[:256])
+            key = Key(os.urandom(SEED_BYTES))
+            _write(path, key.to_libp2p())
+            return key
+
+    def publish(self, card: NodeCard) -> None:
+        """Leave the card, once the node is ready."""
+        with _disk(self.path):
+            _write(self.path / _CARD, msgspec.json.encode(card))
+
+    def card(self) -> NodeCard | None:
+        """The running node's card; None if none runs or it is not ready yet."""
+        if not self.is_running():
+            return None
+        try:
+            with open(self.path / _CARD, "rb") as file:
+                return msgspec.json.decode(file.read(_MAX_CARD_BYTES), type=NodeCard)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file in one go, so that nobody ever reads half of it."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_FILE)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    fresh.replace(path)
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise ResourceError(
+            f"can't use {path}: {error.strerror}",
+            hint="free some disk space" if full else "choose another folder with --state",
+        ) from error

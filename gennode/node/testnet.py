@@ -1,0 +1,162 @@
+"""A swarm of worker processes on this machine: raised, watched, hurt and taken down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gennode.errors import LocalError, ResourceError, UsageError
+from gennode.node.state import NodeCard, StateFolder
+from gennode.wire.ids import Span
+
+START_LIMIT_S = 120.0  # loading a few layers of a large model from a cold disk
+STOP_LIMIT_S = 10.0
+POLL_S = 0.05
+LOG_TAIL_BYTES = 2000
+MAX_WORKERS = 64
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How each worker process is started; None leaves a choice to `gennode join`."""
+
+    model: str
+    memory: str | None = None
+    threads: int | None = None
+
+
+class Testnet:
+    """Worker processes `worker-1` … `worker-N`, each with a state folder below one folder."""
+
+    __test__ = False  # pytest: this is no test class
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def up(
+        self,
+        spans: Sequence[Span],
+        options: WorkerOptions,
+        *,
+        on_ready: Callable[[str, NodeCard], None] = lambda _name, _card: None,
+    ) -> dict[str, NodeCard]:
+        """Start one worker per span; the first is the others' bootstrap.
+
+        ResourceError with the end of its log if one does not get ready.
+        """
+        if not 1 <= len(spans) <= MAX_WORKERS:
+            raise UsageError(f"a testnet has 1 to {MAX_WORKERS} workers")
+        if self.cards():
+            raise UsageError(f"a testnet runs in {self.folder}", hint="gennode testnet down")
+        cards: dict[str, NodeCard] = {}
+        try:
+            for index, span in enumerate(spans, start=1):
+                name = f"worker-{index}"
+                first = cards.get("worker-1")
+                process = self._start(name, span, options, first.addresses if first else ())
+                cards[name] = self._wait_ready(name, process)
+                on_ready(name, cards[name])
+        except BaseException:
+            self.down()
+            raise
+        return cards
+
+    def cards(self) -> dict[str, NodeCard]:
+        """The workers that run, by name."""
+        found = {}
+        for path in sorted(self.folder.glob("worker-*"), key=lambda path: (len(path.name), path)):
+            card = StateFolder(path).card()
+            if card is not None:
+                found[path.name] = card
+        return found
+
+    def send_signal(self, name: str, number: signal.Signals) -> NodeCard:
+        """Send a signal to one worker's process; UsageError if it does not run."""
+        card = self.cards().get(name)
+        if card is None:
+            running = ", ".join(self.cards()) or "none"
+            raise UsageError(f"{name!r} does not run here", hint=f"running: {running}")
+        os.kill(card.pid, number)
+        return card
+
+    def down(self) -> list[str]:
+        """Stop every worker, kindly at first; returns their names."""
+        stopping = self.cards()
+        for card in stopping.values():
+            _signal(card.pid, signal.SIGCONT)  # a stopped process can't hear the next one
+            _signal(card.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + STOP_LIMIT_S
+        while any(self._runs(name) for name in stopping) and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
+        for name, card in stopping.items():
+            if self._runs(name):
+                _signal(card.pid, signal.SIGKILL)
+        return list(stopping)
+
+    def _runs(self, name: str) -> bool:
+        return StateFolder(self.folder / name).is_running()
+
+    def log_tail(self, name: str) -> str:
+        """The end of a worker's log."""
+        try:
+            data = (self.folder / name / "node.log").read_bytes()
+        except FileNotFoundError:
+            return ""
+        return data[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+
+    def _start(
+        self, name: str, span: Span, options: WorkerOptions, bootstrap: Sequence[str]
+    ) -> subprocess.Popen[bytes]:
+        folder = self.folder / name
+        StateFolder(folder).prepare()
+        command = [sys.executable, "-m", "gennode", "join", "--state", str(folder)]
+        command += ["--model", options.model, "--layers", str(span)]
+        for address in bootstrap:
+            command += ["--bootstrap", address]
+        if options.memory is not None:
+            command += ["--memory", options.memory]
+        if options.threads is not None:
+            command += ["--threads", str(options.threads)]
+        with open(folder / "node.log", "wb") as log:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a Ctrl-C meant for the caller is not meant for it
+            )
+
+    def _wait_ready(self, name: str, process: subprocess.Popen[bytes]) -> NodeCard:
+        deadline_s = time.monotonic() + START_LIMIT_S
+        while time.monotonic() < deadline_s:
+            card = StateFolder(self.folder / name).card()
+            if card is not None:
+                return card
+            if process.poll() is not None:
+                raise ResourceError(
+                    f"{name} ended with code {process.returncode}:\n{self.log_tail(name)}",
+                    hint=f"its whole log is {self.folder / name / 'node.log'}",
+                )
+            time.sleep(POLL_S)
+        process.kill()
+        raise ResourceError(f"{name} was not ready in {START_LIMIT_S:.0f} s")
+
+    def remove(self) -> None:
+        """Delete the folder of a testnet that is down."""
+        if self.cards():
+            raise LocalError("a running testnet's folder can't be removed")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
