@@ -111,4 +111,4 @@ def _write_weights(file: Path, sizes: dict[str, tuple[int, ...]], seed: int) -> 
                 tensor = 1 + 0.1 * torch.randn(size, generator=chance)
             else:
                 tensor = torch.randn(size, generator=chance) * size[1] ** -0.5
-            stream.write(memoryview(tensor.bfloat16().view(torch.int16).numpy()).cast("B"))
+            stream.write(tensor.bfloat16().view(torch.int16).numpy().tobytes())

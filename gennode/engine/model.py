@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,26 +52,28 @@ class Place:
 
 
 def load_layer(folder: ModelFolder, index: int, device: torch.device, dtype: torch.dtype) -> Layer:
-    """Read one layer; at the peak, its tensors are held about twice. Raises ModelError."""
-    config = folder.config
-    tensors = folder.read(config.layer_tensors(index))
+    """Read one layer, one matrix at a time; that one is held twice. Raises ModelError."""
+    shapes = folder.config.layer_tensors(index)
     prefix = f"model.layers.{index}."
 
-    def take(name: str) -> torch.Tensor:
-        return tensors.pop(prefix + name).to(device, dtype)
+    def take(names: Sequence[str], dtype: torch.dtype) -> torch.Tensor:
+        full = [prefix + name for name in names]
+        return folder.read({name: shapes[name] for name in full}, dtype).to(device)
 
     def linear(*names: str) -> Linear:
-        weights = [take(f"{name}.weight") for name in names]
-        biases = [take(f"{name}.bias") for name in names if f"{prefix}{name}.bias" in tensors]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return make_linear(weight, torch.cat(biases) if biases else None)
+        biases = [f"{name}.bias" for name in names]
+        bias = take(biases, dtype) if prefix + biases[0] in shapes else None
+        return make_linear(take([f"{name}.weight" for name in names], dtype), bias)
+
+    def norm(name: str) -> torch.Tensor:
+        return take([f"{name}.weight"], torch.float32)
 
     return Layer(
         dtype=dtype,
-        input_norm=take("input_layernorm.weight").float(),
+        input_norm=norm("input_layernorm"),
         query_key_value=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         attention_out=linear("self_attn.o_proj"),
-        attention_norm=take("post_attention_layernorm.weight").float(),
+        attention_norm=norm("post_attention_layernorm"),
         gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
         down=linear("mlp.down_proj"),
     )

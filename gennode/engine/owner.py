@@ -28,12 +28,17 @@ class LlamaOwner:
         self._folder = folder
         self._config = folder.config
         self._tokenizer = _load_tokenizer(folder)
-        tensors = folder.read(folder.config.owner_tensors())
+        shapes = folder.config.owner_tensors()
+
+        def take(name: str, dtype: torch.dtype | None) -> torch.Tensor:
+            return folder.read({name: shapes[name]}, dtype)
+
         # Rows are widened as they are looked up, so the table stays as small as in the file.
-        self._embedding = tensors["model.embed_tokens.weight"]
-        self._norm = tensors["model.norm.weight"].float()
-        head = tensors.get("lm_head.weight", self._embedding)
-        self._head = make_linear(head.float(), None)
+        self._embedding = take("model.embed_tokens.weight", None)
+        self._norm = take("model.norm.weight", torch.float32)
+        tied = folder.config.tie_word_embeddings
+        head = take("model.embed_tokens.weight" if tied else "lm_head.weight", torch.float32)
+        self._head = make_linear(head, None)
 
     @property
     def model(self) -> ModelId:
@@ -61,10 +66,11 @@ class LlamaOwner:
             raise UsageError(f"a prompt of {len(text)} characters is too long",
                              hint=f"keep it below {MAX_TEXT_CHARACTERS}")  # fmt: skip
         try:
-            return list(self._tokenizer.encode(text).ids)
+            text.encode()
         except UnicodeEncodeError as error:
             raise UsageError("the prompt is not valid Unicode text",
-                             hint="remove lone surrogates")  from error  # fmt: skip
+                             hint="remove its lone surrogates") from error  # fmt: skip
+        return list(self._tokenizer.encode(text).ids)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,8 +61,11 @@ class ShardEngine(Protocol):
     def spans(self) -> tuple[Span, ...]:
         """The layers that are loaded, as sorted, maximal, disjoint spans."""
 
-    def load(self, span: Span) -> None:
-        """Load the layers of `span` that are not loaded yet; ModelError if a file is damaged."""
+    def load(self, span: Span, progress: Callable[[int, int], None] | None = None) -> None:
+        """Load the layers of `span` that are not loaded yet; ModelError if a file is damaged.
+
+        `progress` is told (layers done, layers in all).
+        """
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
         """Begin a sequence over loaded layers, or empty it if it exists already."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +33,13 @@ from gennode.wire.ids import ModelId, Span
 
 CACHE_BLOCK_POSITIONS = 256  # a cache grows by doubling, in whole blocks: rarely, and by copying
 DEFAULT_CACHE_BYTES = 4 * 1024**3  # 46,000 positions of 22 layers of a 1.1 B Llama
+
+# A threaded loop ends with a wait for the slowest thread. On a busy machine that is the time
+# slice of some other process: 30 ms measured for 7 µs of work. So a step that takes one thread
+# less than some 0.1 ms per layer stays on one. Reading weights for one row takes as long as
+# computing with them for about four.
+THREADED_MIN_PRODUCTS = 1 << 23
+_MEMORY_BOUND_ROWS = 4
 
 PROFILE_POSITIONS = 64  # a short prompt: what a token costs is nearly all weights there
 PROFILE_STEPS = 9
@@ -82,6 +90,7 @@ class LlamaShard:
         self._frequencies = rotary_frequencies(folder.config).to(self._device)
         self._load_time_s: list[float] = []
         self._profile: Profile | None = None
+        self._threads = torch.get_num_threads()
 
     @property
     def model(self) -> ModelId:
@@ -156,14 +165,25 @@ class LlamaShard:
         try:
             if end > known.capacity:
                 self._grow(known, end)
-            states = torch.tensor(item.states, device=self._device)
-            where = place(item.position, rows, self._frequencies)
-            for index, cache in enumerate(known.caches, start=known.span.start):
-                run_layer(self._layers[index], self._config, cache, where, states)
+            with self._few_threads(rows):
+                states = torch.tensor(item.states, device=self._device)
+                where = place(item.position, rows, self._frequencies)
+                for index, cache in enumerate(known.caches, start=known.span.start):
+                    run_layer(self._layers[index], self._config, cache, where, states)
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(f"{rows} rows at position {item.position}", error) from error
         known.length = end
         return states.cpu().numpy()
+
+    @contextmanager
+    def _few_threads(self, rows: int) -> Iterator[None]:
+        """One thread for small steps; by their shape alone, so that bits repeat."""
+        products = self._config.shape.layer_parameters * max(rows, _MEMORY_BOUND_ROWS)
+        torch.set_num_threads(self._threads if products >= THREADED_MIN_PRODUCTS else 1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self._threads)
 
     def _known(self, sequence: Hashable) -> _Sequence:
         known = self._sequences.get(sequence)

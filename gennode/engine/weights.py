@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import struct
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from gennode.engine.config import LlamaConfig, parse_config, parse_end_tokens
 from gennode.engine.hashing import Progress, hash_files
-from gennode.errors import ModelError
-from gennode.wire.manifest import Manifest, ManifestFile
+from gennode.errors import LocalError, ModelError
+from gennode.wire.manifest import Manifest, ManifestFile, ModelShape
 
 BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
 MANIFEST = "manifest.json"
@@ -46,26 +47,47 @@ class ModelFolder:
     end_tokens: frozenset[int]
     tensors: Mapping[str, str]
 
-    def read(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-        """Copies of the named tensors in the dtype of the file, and nothing else of it.
+    def read(
+        self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """The named tensors stacked along their first axis; no other bytes are read.
 
-        ModelError if one is missing or has another shape or dtype than a weight may have.
+        `dtype`: what to convert to, by default that of the file. ModelError if a tensor is
+        missing or has another shape or dtype than a weight may have.
         """
-        found = {}
-        with ExitStack() as stack:
-            files: dict[str, safe_open] = {}
-            for name, shape in shapes.items():
-                file = self.tensors.get(name)
-                if file is None:
-                    raise _missing(name)
-                if file not in files:
-                    files[file] = stack.enter_context(_open_tensors(self.path / file))
-                _check(files[file], file, name, shape)
-                # A copy: the library's own tensor is a window on the file, which would crash
-                # us if the file were truncated later.
-                tensor = files[file].get_tensor(name)  # type: ignore[no-untyped-call]
-                found[name] = tensor.clone()
-        return found
+        result: torch.Tensor | None = None
+        start = 0
+        for name, shape in shapes.items():
+            file = self.tensors.get(name)
+            if file is None:
+                raise _missing(name)
+            with _open_tensors(self.path / file) as tensors:
+                _check(tensors, file, name, shape)
+                mapped = tensors.get_tensor(name)
+                if result is None:
+                    rows = sum(each[0] for each in shapes.values())
+                    result = _new_tensor((rows, *shape[1:]), dtype or mapped.dtype)
+                # Copied, for the library's tensor is a window on the file, and to look through
+                # it would crash us if the file were truncated later.
+                result[start : start + shape[0]] = mapped
+                start += shape[0]
+                del mapped
+        if result is None:
+            raise LocalError("no tensor was asked for")
+        return result
+
+
+def _new_tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory of its own that goes back to the system when the tensor is dropped.
+
+    Most weights are repacked and then dropped; on the C heap the holes that they leave among
+    their packed forms added a third to what a loaded model takes.
+    """
+    try:
+        buffer = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
+    except OSError as error:
+        raise MemoryError(f"no memory for a tensor of {size}") from error
+    return torch.frombuffer(buffer, dtype=dtype).view(size)
 
 
 def find_model(name_or_path: str) -> Path:
@@ -104,6 +126,16 @@ def open_model(
             f"{error.filename or folder} can't be read: {error.strerror}",
             hint="check that the file is there and that you may read it",
         ) from error
+
+
+def read_shape(path: Path) -> ModelShape:
+    """The sizes that a model folder's config.json states, without a look at its weights."""
+    try:
+        data = _read_small(path, "config.json", MAX_CONFIG_BYTES)
+    except OSError as error:
+        raise ModelError(f"{path}/config.json can't be read: {error.strerror}",
+                         hint="check the path") from error  # fmt: skip
+    return parse_config(data, "config.json").shape
 
 
 def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> ModelFolder:
@@ -186,8 +218,11 @@ def _place_tensors(folder: Path) -> dict[str, str]:
 
 def _open_tensors(path: Path) -> safe_open:
     """Open one file; the library checks that all tensors lie inside it, without overlap."""
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
+    try:
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+    except OSError as error:
+        raise ModelError(f"{path} can't be read: {error.strerror}", hint=_AGAIN) from error
     header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
     if header_bytes > MAX_HEADER_BYTES:
         raise ModelError(f"{path.name} claims a header of {header_bytes} bytes", hint=_AGAIN)

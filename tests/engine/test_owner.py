@@ -1,0 +1,91 @@
+"""The owner's end of a model: text in, text out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import LlamaForCausalLM
+
+from gennode.engine.owner import LlamaOwner
+from gennode.engine.text import TextStream
+from gennode.engine.weights import open_model
+from gennode.errors import LocalError, ModelError, UsageError
+
+Llamas = dict[str, tuple[Path, LlamaForCausalLM]]
+TEXTS = ("plain words", "naïve café — 你好 🙂👍🏽", "", "a\n\tb  c")
+
+
+@pytest.fixture(scope="module")
+def owner(llamas: Llamas) -> LlamaOwner:
+    return LlamaOwner(open_model(llamas["plain"][0]))
+
+
+def test_sizes_and_end(owner: LlamaOwner) -> None:
+    assert (owner.layers, owner.max_positions) == (4, 512)
+    assert owner.is_end(257)
+    assert not owner.is_end(256)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_survives_tokens(owner: LlamaOwner, text: str) -> None:
+    tokens = owner.tokenize(text)
+    assert tokens[0] == 256
+    assert owner.detokenize(tokens) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_stream_adds_up_to_the_text_and_shows_no_half_character(
+    owner: LlamaOwner, text: str
+) -> None:
+    stream = TextStream(owner.detokenize)
+    pieces = [stream.push(token) for token in owner.tokenize(text)]
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) + stream.finish() == text
+
+
+def test_a_stream_does_not_wait_for_ever_for_broken_bytes(owner: LlamaOwner) -> None:
+    stream = TextStream(owner.detokenize)
+    half = owner.tokenize("🙂")[1:3]
+    pieces = [stream.push(token) for token in half * 20]
+    assert any(pieces)
+    assert stream.push(owner.tokenize("x")[1]).endswith("x")
+    assert stream.finish() == ""
+
+
+def test_embed_takes_rows_and_logits_one_state(owner: LlamaOwner, llamas: Llamas) -> None:
+    table = llamas["plain"][1].model.embed_tokens.weight.detach().numpy()
+    np.testing.assert_array_equal(owner.embed([5, 299, 5]), table[[5, 299, 5]])
+    assert owner.embed([]).shape == (0, 32)
+    state = owner.embed([7])
+    assert owner.logits(state).shape == (300,)
+    np.testing.assert_array_equal(owner.logits(state), owner.logits(state[0]))
+    for token in (-1, 300):
+        with pytest.raises(LocalError):
+            owner.embed([token])
+    with pytest.raises(LocalError):
+        owner.logits(state.astype(np.float64))
+
+
+def test_a_prompt_that_is_no_text_is_a_usage_error(owner: LlamaOwner) -> None:
+    for text in ("\ud800", "x" * (4 * 1024 * 1024 + 1)):
+        with pytest.raises(UsageError) as caught:
+            owner.tokenize(text)
+        assert caught.value.hint
+
+
+def test_end_tokens_may_be_several(llama_folder: Path) -> None:
+    (llama_folder / "generation_config.json").write_text('{"eos_token_id": [3, 257]}')
+    several = LlamaOwner(open_model(llama_folder))
+    assert [token for token in range(300) if several.is_end(token)] == [3, 257]
+
+
+def test_a_tokenizer_of_another_model_is_refused(llama_folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(llama_folder / "tokenizer.json"))
+    tokenizer.add_tokens([f"word{index}" for index in range(100)])
+    tokenizer.save(str(llama_folder / "tokenizer.json"))
+    with pytest.raises(ModelError, match="358 tokens"):
+        LlamaOwner(open_model(llama_folder))

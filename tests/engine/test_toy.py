@@ -1,0 +1,156 @@
+"""The toy notices every fault that the real engine would suffer from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from gennode.engine.sample import Sampling, choose
+from gennode.engine.seam import States, StepInput
+from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
+from gennode.errors import LocalError
+from gennode.wire.activations import codec
+from gennode.wire.ids import Span
+from gennode.wire.messages import CodecName
+
+LAYERS = 6
+MANIFEST = toy_manifest(LAYERS)
+WHOLE = [Span(0, LAYERS)]
+
+
+def generate(
+    prompt: str, spans: Sequence[Span] = WHOLE, count: int = 24, end_every: int | None = None
+) -> list[int]:
+    owner = ToyOwner(MANIFEST, end_every=end_every)
+    shard = ToyShard(MANIFEST)
+    shard.load(Span(0, LAYERS))
+    for span in spans:
+        shard.open(span, span, 256)
+    tokens = owner.tokenize(prompt)
+    answer: list[int] = []
+    position, states = 0, owner.embed(tokens)
+    while len(answer) < count and not (answer and owner.is_end(answer[-1])):
+        rows = len(states)
+        for span in spans:
+            [states] = shard.step([StepInput(span, position, states)])
+        position += rows
+        answer.append(choose(owner.logits(states[-1]), Sampling(), position))
+        states = owner.embed(answer[-1:])
+    return answer
+
+
+def one_layer_run(shard: ToyShard, chunks: Sequence[States]) -> States:
+    shard.open("s", Span(0, 1), 64)
+    position, result = 0, chunks[0]
+    for chunk in chunks:
+        [result] = shard.step([StepInput("s", position, chunk)])
+        position += len(chunk)
+    return result[-1:]
+
+
+@pytest.fixture
+def shard() -> ToyShard:
+    made = ToyShard(MANIFEST)
+    made.load(Span(0, LAYERS))
+    return made
+
+
+def test_cuts_do_not_matter_and_prompts_do() -> None:
+    answer = generate("hello")
+    assert generate("hello", [Span(0, 2), Span(2, 5), Span(5, 6)]) == answer
+    assert generate("hellp") != answer
+    assert len(set(answer)) > 5
+
+
+@pytest.mark.parametrize("left_out", range(LAYERS))
+def test_a_skipped_layer_changes_the_answer(left_out: int) -> None:
+    spans = [Span(layer, layer + 1) for layer in range(LAYERS) if layer != left_out]
+    assert generate("hello", spans) != generate("hello")
+
+
+def test_layers_out_of_order_change_the_answer() -> None:
+    assert generate("hello", [Span(3, 6), Span(0, 3)]) != generate("hello")
+
+
+def test_every_earlier_position_counts(shard: ToyShard) -> None:
+    rows = ToyOwner(MANIFEST).embed(range(2, 42))
+    true = one_layer_run(shard, [rows])
+    np.testing.assert_array_equal(one_layer_run(shard, [rows[:7], rows[7:8], rows[8:]]), true)
+    for index in range(39):
+        changed = rows.copy()
+        changed[index, 0] += 1
+        assert (one_layer_run(shard, [changed]) != true).any()
+        swapped = rows.copy()
+        swapped[[index, index - 1]] = rows[[index - 1, index]]
+        assert (one_layer_run(shard, [swapped]) != true).any()
+
+
+def test_a_doubled_step_shows_and_a_repeated_one_does_not(shard: ToyShard) -> None:
+    rows = ToyOwner(MANIFEST).embed(range(2, 12))
+    shard.open("s", Span(0, 3), 64)
+    [true] = shard.step([StepInput("s", 0, rows)])
+    shard.step([StepInput("s", 10, rows[:1])])
+    [again] = shard.step([StepInput("s", 4, rows[4:])])
+    np.testing.assert_array_equal(again, true[4:])
+    assert shard.length("s") == 10
+    [doubled] = shard.step([StepInput("s", 10, rows[9:])])
+    assert (doubled != true[9:]).any()
+
+
+@pytest.mark.parametrize("name", ["raw", "int8", "int8-outlier"])
+def test_every_codec_carries_states_without_loss(shard: ToyShard, name: CodecName) -> None:
+    shard.open("s", Span(0, 3), 64)
+    [states] = shard.step([StepInput("s", 0, ToyOwner(MANIFEST).embed(range(40)))])
+    chosen = codec(name)
+    np.testing.assert_array_equal(chosen.decode(chosen.encode(states), TOY_DIM), states)
+
+
+def test_states_that_are_no_numbers_give_nan_logits_and_no_crash(shard: ToyShard) -> None:
+    bad = np.full((1, TOY_DIM), np.nan, dtype=np.float32)
+    assert np.isnan(ToyOwner(MANIFEST).logits(bad)).all()
+    shard.open("s", Span(0, 1), 8)
+    huge = np.full((1, TOY_DIM), 3e38, dtype=np.float32)
+    for states in (bad, huge, -huge):
+        assert np.isfinite(shard.step([StepInput("s", 0, states)])[0]).all()
+
+
+def test_answers_end_by_chance_of_the_prompt_or_never() -> None:
+    assert all(len(generate(str(prompt))) == 24 for prompt in range(20))
+    lengths = {len(generate(str(prompt), count=200, end_every=8)) for prompt in range(40)}
+    assert len(lengths) > 5
+    assert max(lengths) < 200
+
+
+def test_the_contract_is_that_of_the_real_engine(shard: ToyShard) -> None:
+    rows = np.zeros((2, TOY_DIM), dtype=np.float32)
+    shard.open("s", Span(1, 3), 2)
+    for misuse in (
+        lambda: shard.open("t", Span(3, 9), 8),
+        lambda: shard.load(Span(3, 9)),
+        lambda: shard.step([StepInput("t", 0, rows)]),
+        lambda: shard.step([StepInput("s", 1, rows)]),
+        lambda: shard.step([StepInput("s", 0, np.zeros((3, TOY_DIM), dtype=np.float32))]),
+        lambda: shard.truncate("s", 1),
+    ):
+        with pytest.raises(LocalError):
+            misuse()
+    shard.close("s")
+    shard.close("s")
+    assert shard.spans() == (Span(0, LAYERS),)
+    assert shard.profile().compute_class == "toy"
+
+
+def test_text_and_tokens(shard: ToyShard) -> None:
+    owner = ToyOwner(MANIFEST)
+    assert owner.detokenize(owner.tokenize("Hi there~ é")) == "Hi there~ ?"
+    assert owner.layers == LAYERS
+    assert owner.model == shard.model == MANIFEST.model
+
+
+def test_the_toy_needs_no_torch() -> None:
+    program = "import sys, gennode.engine.toy; raise SystemExit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
