@@ -60,7 +60,7 @@ class LiveNode:
         key: Key,
         *,
         codec_name: CodecName = "int8-outlier",
-        on_rerouted: Callable[[Rerouted], None] = lambda _event: None,
+        on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
     ) -> None:
         self.machine = PeerMachine(
             key, rng=random.SystemRandom(), first_sequence=time.time_ns() // 1_000_000
@@ -68,13 +68,7 @@ class LiveNode:
         self.transport = transport
         self.codec = codec_name
         self._worker: Worker | None = None
-        self._on_rerouted = on_rerouted
-        self._links = Links(
-            transport,
-            on_message=self._on_message,
-            on_down=self._on_down,
-            addresses_of=self.machine.addresses,
-        )
+        self._on_event = on_event
         self._neighbours: dict[PeerId, None] = {}
         self._opened: dict[SessionId, asyncio.Future[None]] = {}
         self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
@@ -90,6 +84,7 @@ class LiveNode:
         async with AsyncExitStack() as stack:
             self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
             stack.callback(self._compute.shutdown, cancel_futures=True)
+            self._links = Links(self.transport, self._on_message, self._on_down)
             await stack.enter_async_context(self._links)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             ticking = group.create_task(self._keep_ticking())
@@ -217,13 +212,16 @@ class LiveNode:
                     opened = self._opened[action.session]
                     if not opened.done():
                         opened.set_result(None)
+                    self._on_event(action)
                 case Rerouted():
-                    self._on_rerouted(action)
+                    self._on_event(action)
                 case Lost():
                     self._lose(action)
         if self.machine.directory_version != self._directory_seen:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
+            for seen in self.live():
+                self._links.learn(seen.peer, seen.addresses)
 
     def _lose(self, lost: Lost) -> None:
         _fail(self._opened[lost.session], lost.error)
@@ -310,8 +308,3 @@ class LivePipeline:
         """Send states down the route now; the future holds the result."""
         payload = self._codec.encode(states)
         return self._node.submit(self._session, position, len(states), reply_rows, payload)
-
-    @property
-    def route(self) -> tuple[Hop, ...]:
-        """The hops of the moment."""
-        return self._node.machine.path(self._session)

@@ -125,15 +125,26 @@ class PeerMachine:
     def route(
         self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
     ) -> Route | Gap:
-        """The best chain of live workers over `span`."""
-        return choose_route(
-            self.live(now_s),
-            model=model,
-            span=span,
-            entry=entry,
-            exclude=avoid,
-            link_time_s=lambda _source, _target: LINK_TIME_S,
-        )
+        """The best chain over `span` of workers that have its layers loaded.
+
+        Only where nobody has them are workers asked to load more: who hosts what is the
+        plan's to decide, not the route's.
+        """
+        live = self.live(now_s)
+        found: Route | Gap = Gap((span,), "")
+        for allow_cold in (False, True):
+            found = choose_route(
+                live,
+                model=model,
+                span=span,
+                entry=entry,
+                exclude=avoid,
+                link_time_s=lambda _source, _target: LINK_TIME_S,
+                allow_cold=allow_cold,
+            )
+            if isinstance(found, Route):
+                break
+        return found
 
     def open_session(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -35,7 +35,7 @@ class Swarm(Protocol):
 
 async def answer(
     prompt: str, owner: OwnerEngine, swarm: Swarm, sampling: Sampling
-) -> AsyncIterator[int]:
+) -> AsyncGenerator[int]:
     """Yield the tokens of the answer, the end token included, as they are made."""
     tokens = owner.tokenize(prompt)
     limit = _position_limit(tokens, owner, sampling)

@@ -17,7 +17,6 @@ LAYERS = 6
 WORKERS = 6
 PROMPTS = 2
 MAX_TOKENS = 24
-LOAD_TIME_S = 5.0  # so dear that routes prefer three hops that are loaded to one that is not
 STORY_LIMIT_S = 300.0
 FAULTS = ("crash", "blackout", "freeze")
 
@@ -91,7 +90,7 @@ def tell(seed: int) -> Story:
 
 
 def _worker(rng: random.Random, index: int) -> Worker:
-    engine = ToyShard(toy_manifest(LAYERS), load_time_s=LOAD_TIME_S)
+    engine = ToyShard(toy_manifest(LAYERS))
     third = LAYERS // 3
     start = index % 3 * third
     engine.load(Span(start, start + third))

@@ -57,12 +57,13 @@ class Testnet:
             raise UsageError(f"a testnet runs in {self.folder}", hint="gennode testnet down")
         cards: dict[str, NodeCard] = {}
         try:
+            started: dict[str, subprocess.Popen[bytes]] = {}
             for index, span in enumerate(spans, start=1):
-                name = f"worker-{index}"
-                first = cards.get("worker-1")
-                process = self._start(name, span, options, first.addresses if first else ())
-                cards[name] = self._wait_ready(name, process)
-                on_ready(name, cards[name])
+                bootstrap = cards["worker-1"].addresses if cards else ()
+                started[f"worker-{index}"] = self._start(index, span, options, bootstrap)
+                if index == 1:  # the others need its address; then they start side by side
+                    cards |= self._wait_ready(started, on_ready)
+            cards |= self._wait_ready(started, on_ready)
         except BaseException:
             self.down()
             raise
@@ -112,9 +113,9 @@ class Testnet:
         return data[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
     def _start(
-        self, name: str, span: Span, options: WorkerOptions, bootstrap: Sequence[str]
+        self, index: int, span: Span, options: WorkerOptions, bootstrap: Sequence[str]
     ) -> subprocess.Popen[bytes]:
-        folder = self.folder / name
+        folder = self.folder / f"worker-{index}"
         StateFolder(folder).prepare()
         command = [sys.executable, "-m", "gennode", "join", "--state", str(folder)]
         command += ["--model", options.model, "--layers", str(span)]
@@ -133,20 +134,32 @@ class Testnet:
                 start_new_session=True,  # a Ctrl-C meant for the caller is not meant for it
             )
 
-    def _wait_ready(self, name: str, process: subprocess.Popen[bytes]) -> NodeCard:
+    def _wait_ready(
+        self,
+        started: dict[str, subprocess.Popen[bytes]],
+        on_ready: Callable[[str, NodeCard], None],
+    ) -> dict[str, NodeCard]:
+        """Take out of `started` the workers that have got ready: all of them, or an error."""
+        ready: dict[str, NodeCard] = {}
         deadline_s = time.monotonic() + START_LIMIT_S
-        while time.monotonic() < deadline_s:
-            card = StateFolder(self.folder / name).card()
-            if card is not None:
-                return card
-            if process.poll() is not None:
-                raise ResourceError(
-                    f"{name} ended with code {process.returncode}:\n{self.log_tail(name)}",
-                    hint=f"its whole log is {self.folder / name / 'node.log'}",
-                )
+        while started:
+            for name, process in list(started.items()):
+                card = StateFolder(self.folder / name).card()
+                if card is not None:
+                    ready[name] = card
+                    on_ready(name, card)
+                    del started[name]
+                elif process.poll() is not None or time.monotonic() > deadline_s:
+                    raise self._failed(name, process)
             time.sleep(POLL_S)
+        return ready
+
+    def _failed(self, name: str, process: subprocess.Popen[bytes]) -> ResourceError:
         process.kill()
-        raise ResourceError(f"{name} was not ready in {START_LIMIT_S:.0f} s")
+        return ResourceError(
+            f"{name} did not get ready (exit code {process.wait()}):\n{self.log_tail(name)}",
+            hint=f"its whole log is {self.folder / name / 'node.log'}",
+        )
 
     def remove(self) -> None:
         """Delete the folder of a testnet that is down."""

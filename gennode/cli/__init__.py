@@ -1,0 +1,75 @@
+"""The command line. Commands are loaded when they are called; heavy imports wait inside them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from gennode.errors import GennodeError
+
+COMMANDS = ("ask", "demo", "join", "simulate", "status", "testnet")
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done
+  1  a fault of ours or of a peer (please report it)
+  2  wrong arguments or settings
+  3  the model is missing, damaged or of a refused kind
+  4  a peer, an address or the transport can't be reached
+  5  no live workers cover the model's layers
+  6  out of disk, memory or ports
+  7  the accelerator asked for is not here
+  130  interrupted"""
+
+
+class _Lazy(click.Group):
+    """Imports a command's module only when somebody asks for that command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"gennode.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Lazy, epilog=EXIT_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="gennode")
+def group() -> None:
+    """Run one large language model together with strangers' machines.
+
+    Every option can also be set by an environment variable: GENNODE_JOIN_MODEL for
+    `gennode join --model`, and so on.
+    """
+
+
+def main() -> None:
+    """Run the command line and end the process with a documented exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        group.main(arguments, "gennode", standalone_mode=False, auto_envvar_prefix="GENNODE")
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except GennodeError as error:
+        from gennode.cli.output import show_error
+
+        show_error(error, as_json="--json" in arguments)
+        return error.exit_code
+    return 0

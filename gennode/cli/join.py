@@ -1,0 +1,80 @@
+"""`gennode join`: host layers of a model for the swarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gennode.cli.options import (
+    Layers,
+    Size,
+    bootstrap_option,
+    model_option,
+    state_option,
+    tame_threads,
+)
+from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_text
+
+
+@click.command(name="join", short_help="Host layers of a model for the swarm.")
+@click.option("--gpu", "device", flag_value="cuda", help="Compute on the GPU (exit 7 without).")
+@click.option("--cpu", "device", flag_value="cpu", default="cpu", help="Compute on the CPU.")
+@model_option
+@click.option("--layers", type=Layers(), default="auto", show_default=True,
+              help="Which layers; auto takes those that the swarm lacks most.")  # fmt: skip
+@bootstrap_option
+@click.option("--memory", type=Size(), show_default="half of what is free",
+              help="How much memory layers and their caches may take, such as 8G.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="IP address to listen on; give a reachable one to serve other machines.")  # fmt: skip
+@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free")
+@click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
+@state_option
+@JSON_OPTION
+def command(  # noqa: PLR0913
+    *,
+    device: str,
+    model: str,
+    layers: tuple[int, int] | None,
+    bootstrap: tuple[str, ...],
+    memory: int | None,
+    host: str,
+    port: int,
+    threads: int | None,
+    state: Path,
+    as_json: bool,
+) -> None:
+    """Host layers of a model for the swarm until Ctrl-C.
+
+    Prints the address that other machines give as --bootstrap.
+    """
+    tame_threads(threads)
+    import asyncio
+
+    from gennode.node.join import JoinOptions, Joined, join
+    from gennode.wire.ids import Span
+
+    def on_ready(joined: Joined) -> None:
+        if as_json:
+            print_json(joined)
+            return
+        loaded = spans_text(joined.spans)
+        note(f"hosting layers {loaded} of {joined.layers} ({joined.layer_time_s * 1e3:.2f} ms each)")
+        note("others join, or ask, with:")
+        for address in joined.addresses:
+            print(f"  --bootstrap {address}", flush=True)
+        note("Ctrl-C leaves.")
+
+    options = JoinOptions(
+        state=state,
+        model=model,
+        device=device,
+        span=Span(*layers) if layers else None,
+        bootstrap=bootstrap,
+        memory_bytes=memory,
+        host=host,
+        port=port,
+    )
+    asyncio.run(join(options, on_ready=on_ready, progress=progress))
+    note("left.")

@@ -1,0 +1,111 @@
+"""Options that several commands share, and how their text is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import platformdirs
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_MODEL = "gennode-large"
+_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+
+class Size(click.ParamType[int]):
+    """Bytes, such as 512M or 8G."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Text to bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT]?)(?:I?B)?", str(value).upper())
+        if match is None:
+            self.fail(f"{value!r} is no size; write 512M or 8G", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2]])
+
+
+class Layers(click.ParamType[tuple[int, int] | None]):
+    """`auto`, or a half-open range of layers such as 0:8."""
+
+    name = "auto|I:J"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int] | None:
+        """Text to (start, end); `auto` to None."""
+        if value == "auto":
+            return None
+        match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", str(value))
+        if match is None or int(match[1]) >= int(match[2]):
+            self.fail(f"{value!r} is no range of layers; write auto, or 0:8 for the first eight",
+                      param, ctx)  # fmt: skip
+        return int(match[1]), int(match[2])
+
+
+def state_option(command: F) -> F:
+    """`--state`: the folder with the node's key."""
+    return click.option(
+        "--state",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=lambda: platformdirs.user_state_path("gennode"),
+        show_default="the user's state folder",
+        help="Folder with the node's key and its lock.",
+    )(command)
+
+
+def model_option(command: F) -> F:
+    """`--model`: which weights."""
+    return click.option(
+        "--model",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="A bundled model (gennode-small, -medium, -large) or a folder with safetensors.",
+    )(command)
+
+
+def bootstrap_option(command: F) -> F:
+    """`--bootstrap`: whom to meet first."""
+    return click.option(
+        "--bootstrap",
+        multiple=True,
+        metavar="ADDR",
+        help="Address of a peer to meet first, as `gennode join` prints it. May be repeated.",
+    )(command)
+
+
+def sampling_options(command: F) -> F:
+    """How tokens are chosen."""
+    for option in (
+        click.option("--max-tokens", type=click.IntRange(1, 1 << 20), default=128,
+                     show_default=True, help="End the answer after so many tokens."),
+        click.option("--temperature", type=click.FloatRange(0.0, 100.0), default=0.0,
+                     show_default=True, help="0 takes the likeliest token."),
+        click.option("--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0,
+                     show_default=True, help="Choose among the likeliest tokens of this mass."),
+        click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0,
+                     show_default=True, help="The same seed gives the same answer."),
+        click.option("--codec", type=click.Choice(["int8-outlier", "int8", "raw"]),
+                     default="int8-outlier", show_default=True, help="How states travel."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def tame_threads(threads: int | None = None) -> None:
+    """Set up the engine's threads; must run before torch is imported.
+
+    An idle worker's OpenMP threads would spin on the cores that its neighbour computes on.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,0 +1,60 @@
+"""`gennode status`: the node on this machine and what it knows of the swarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gennode.cli.options import state_option
+from gennode.cli.output import JSON_OPTION, print_json, short, spans_text
+from gennode.errors import NetworkError
+
+if TYPE_CHECKING:
+    from gennode.node.control import NodeStatus
+    from gennode.wire.ids import PeerId
+
+
+@click.command(name="status", short_help="Show the node on this machine and its swarm.")
+@state_option
+@JSON_OPTION
+def command(*, state: Path, as_json: bool) -> None:
+    """Show the node that runs on this machine, and the workers that it knows."""
+    import asyncio
+
+    from gennode.node.control import ask_status
+    from gennode.node.state import StateFolder
+
+    card = StateFolder(state).card()
+    if card is None:
+        raise NetworkError(f"no node runs from {state}", hint="start one: gennode join")
+    status = asyncio.run(ask_status(card.control))
+    if as_json:
+        print_json(status)
+        return
+    show(status, {})
+
+
+def show(status: NodeStatus, names: dict[PeerId, str]) -> None:
+    """A node's status as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"workers that {names.get(status.peer, short(status.peer))} knows")
+    for heading in ("peer", "model", "layers", "spare", "ms per layer", "sessions", "computes"):
+        table.add_column(heading)
+    for worker in status.workers:
+        table.add_row(
+            names.get(worker.peer, short(worker.peer)),
+            worker.model[:12],
+            spans_text(worker.spans),
+            str(worker.spare_layers),
+            f"{worker.layer_time_s * 1e3:.2f}",
+            str(worker.sessions),
+            worker.compute_class,
+        )
+    console = Console()
+    console.print(table)
+    for address in status.addresses:
+        console.print(f"--bootstrap {address}", soft_wrap=True)

@@ -1,0 +1,153 @@
+"""`gennode testnet`: a swarm of worker processes on this machine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from gennode.cli.options import model_option, sampling_options, state_option
+from gennode.cli.output import JSON_OPTION, note, print_json, spans_text
+from gennode.errors import NetworkError
+
+if TYPE_CHECKING:
+    from gennode.node.testnet import Testnet
+    from gennode.wire.ids import Span
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(name="testnet", short_help="Run a swarm of workers on this machine.")
+def command() -> None:
+    """Run a swarm of worker processes on this machine, to try things out and to break them."""
+
+
+def _testnet(state: Path) -> Testnet:
+    from gennode.node.testnet import Testnet
+
+    return Testnet(state / "testnet")
+
+
+def _running(state: Path) -> Testnet:
+    testnet = _testnet(state)
+    if not testnet.cards():
+        raise NetworkError("no testnet runs", hint="start one: gennode testnet up")
+    return testnet
+
+
+def even_spans(model: str, workers: int) -> list[Span]:
+    """A model's layers cut into one span per worker, as even as can be."""
+    from gennode.engine.weights import find_model, read_shape
+    from gennode.errors import UsageError
+    from gennode.sharding.plan import split
+
+    layers = read_shape(find_model(model)).layers
+    if workers > layers:
+        raise UsageError(
+            f"{model} has {layers} layers, too few for {workers} workers",
+            hint=f"ask for {layers} workers at most",
+        )
+    return split(layers, [1.0] * workers, [layers] * workers)
+
+
+@command.command()
+@click.option("--workers", type=click.IntRange(1, 64), default=3, show_default=True)
+@model_option
+@click.option("--memory", metavar="SIZE", help="What each worker may take, such as 2G.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each worker.")
+@state_option
+@JSON_OPTION
+def up(
+    *,
+    workers: int,
+    model: str,
+    memory: str | None,
+    threads: int | None,
+    state: Path,
+    as_json: bool,
+) -> None:
+    """Start the workers, each with its share of the model's layers."""
+    from gennode.node.testnet import WorkerOptions
+
+    testnet = _testnet(state)
+    spans = even_spans(model, workers)
+    cards = testnet.up(
+        spans,
+        WorkerOptions(model, memory, threads),
+        on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
+    )
+    if as_json:
+        print_json({"workers": cards, "spans": dict(zip(cards, spans, strict=True))})
+        return
+    note('ask it:  gennode testnet ask "add 23 58 ="')
+
+
+@command.command()
+@click.argument("prompt")
+@model_option
+@sampling_options
+@state_option
+@JSON_OPTION
+def ask(*, prompt: str, model: str, state: Path, as_json: bool, **how: Any) -> None:
+    """Ask the testnet one prompt; takes the options of `gennode ask`."""
+    from gennode.cli.ask import run_ask
+
+    cards = _running(state).cards()
+    bootstrap = tuple(address for card in cards.values() for address in card.addresses[:1])
+    names = {card.peer: name for name, card in cards.items()}
+    run_ask(prompt, model, bootstrap, as_json=as_json, names=names, **how)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--signal", "kind", type=click.Choice(["KILL", "STOP", "CONT", "TERM"]),
+              default="KILL", show_default=True,
+              help="KILL it, STOP (freeze) it, let it CONTinue, or ask it to leave (TERM).")  # fmt: skip
+@state_option
+@JSON_OPTION
+def kill(*, name: str, kind: str, state: Path, as_json: bool) -> None:
+    """Hurt one worker, such as worker-2."""
+    card = _running(state).send_signal(name, signal.Signals[f"SIG{kind}"])
+    if as_json:
+        print_json({"worker": name, "pid": card.pid, "peer": card.peer, "signal": kind})
+        return
+    note(f"sent {kind} to {name} (process {card.pid})")
+
+
+@command.command()
+@state_option
+@JSON_OPTION
+def status(*, state: Path, as_json: bool) -> None:
+    """Show the workers that run, and what the first of them knows."""
+    import asyncio
+
+    from gennode.cli.status import show
+    from gennode.node.control import ask_status
+
+    cards = _running(state).cards()
+    seen = asyncio.run(ask_status(next(iter(cards.values())).control))
+    if as_json:
+        print_json({"workers": cards, "directory": seen.workers})
+        return
+    show(seen, {card.peer: name for name, card in cards.items()})
+    for name, card in cards.items():
+        known = [worker for worker in seen.workers if worker.peer == card.peer]
+        loaded = spans_text(known[0].spans) if known else "not seen yet"
+        note(f"{name}: process {card.pid}, layers {loaded}")
+
+
+@command.command()
+@state_option
+@JSON_OPTION
+def down(*, state: Path, as_json: bool) -> None:
+    """Stop every worker."""
+    testnet = _testnet(state)
+    stopped = testnet.down()
+    testnet.remove()
+    if as_json:
+        print_json({"stopped": stopped})
+        return
+    note(f"stopped: {', '.join(stopped) or 'nothing was running'}")

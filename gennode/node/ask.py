@@ -1,0 +1,135 @@
+"""Asking the swarm: a short-lived owner that finds workers and streams one answer after another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+
+from gennode.engine.owner import LlamaOwner
+from gennode.engine.sample import Sampling
+from gennode.engine.text import TextStream
+from gennode.engine.weights import find_model, open_model
+from gennode.mesh.p2pd import P2pdTransport
+from gennode.node.actions import Opened, Rerouted
+from gennode.node.live import LiveNode
+from gennode.node.prompt import answer
+from gennode.wire.ids import Hop, PeerId
+from gennode.wire.messages import CodecName
+from gennode.wire.signing import SEED_BYTES, Key
+
+FIND_TIMEOUT_S = 10.0  # for the directory to show workers for every layer
+
+
+class Failover(msgspec.Struct, frozen=True):
+    """One repair in the middle of an answer."""
+
+    lost: tuple[PeerId, ...]
+    reason: str
+    before: tuple[Hop, ...]
+    after: tuple[Hop, ...]
+    after_tokens: int
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A whole answer and how it came about."""
+
+    text: str
+    tokens: tuple[int, ...]
+    route: tuple[Hop, ...]
+    codec: CodecName
+    first_token_s: float
+    seconds_per_token: float
+    """Mean over all tokens but the first; 0 if there is one only."""
+    failovers: tuple[Failover, ...]
+
+
+@dataclass
+class Asker:
+    """A peer that owns prompts of one model."""
+
+    node: LiveNode
+    owner: LlamaOwner
+    on_failover: Callable[[Failover], None]
+    failovers: list[Failover] = field(default_factory=list)
+    route: tuple[Hop, ...] = ()
+    tokens_given: int = 0
+
+    async def ask(
+        self,
+        prompt: str,
+        sampling: Sampling,
+        *,
+        on_text: Callable[[str], None] = lambda _text: None,
+        on_route: Callable[[tuple[Hop, ...]], None] = lambda _route: None,
+    ) -> Answer:
+        """Stream one answer; `on_text` gets each piece of text as it is certain."""
+        self.failovers.clear()
+        self.tokens_given = 0
+        text = TextStream(self.owner.detokenize)
+        tokens: list[int] = []
+        pieces: list[str] = []
+        start_s = first_s = time.perf_counter()
+        async with aclosing(answer(prompt, self.owner, self.node, sampling)) as stream:
+            async for token in stream:
+                if not tokens:
+                    first_s = time.perf_counter()
+                    on_route(self.route)
+                tokens.append(token)
+                self.tokens_given = len(tokens)
+                pieces.append(text.push(token))
+                on_text(pieces[-1])
+        pieces.append(text.finish())
+        on_text(pieces[-1])
+        rest_s = time.perf_counter() - first_s
+        return Answer(
+            text="".join(pieces),
+            tokens=tuple(tokens),
+            route=self.route,
+            codec=self.node.codec,
+            first_token_s=first_s - start_s,
+            seconds_per_token=rest_s / (len(tokens) - 1) if len(tokens) > 1 else 0.0,
+            failovers=tuple(self.failovers),
+        )
+
+    def heard(self, event: Opened | Rerouted) -> None:
+        """Remember the route, and each repair of it."""
+        if isinstance(event, Opened):
+            self.route = event.route
+            return
+        failover = Failover(
+            event.lost, event.reason, event.before, event.after, self.tokens_given
+        )
+        self.failovers.append(failover)
+        self.on_failover(failover)
+
+
+@asynccontextmanager
+async def asking(
+    model: str,
+    bootstrap: Sequence[str],
+    *,
+    codec_name: CodecName = "int8-outlier",
+    on_failover: Callable[[Failover], None] = lambda _failover: None,
+) -> AsyncIterator[Asker]:
+    """An owner on the mesh that knows workers for every layer, if there are any."""
+    folder = open_model(find_model(model))
+    owner = await asyncio.to_thread(LlamaOwner, folder)
+    key = Key(os.urandom(SEED_BYTES))
+    transport = await P2pdTransport.start(key)
+
+    try:
+        async with LiveNode(
+            transport, key, codec_name=codec_name, on_event=lambda event: asker.heard(event)
+        ) as node:
+            asker = Asker(node, owner, on_failover)
+            await node.bootstrap(bootstrap)
+            await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
+            yield asker
+    finally:
+        await transport.close()

@@ -1,0 +1,172 @@
+"""`gennode join` without its words: find a place in the swarm, load it, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import psutil
+
+from gennode.engine.shard import LlamaShard
+from gennode.engine.weights import ModelFolder, find_model, open_model
+from gennode.errors import ResourceError, UsageError
+from gennode.mesh.daemon import socket_folder
+from gennode.mesh.p2pd import P2pdTransport
+from gennode.node.control import answering
+from gennode.node.hop import HopLimits
+from gennode.node.live import LiveNode
+from gennode.node.state import NodeCard, StateFolder
+from gennode.node.worker import Worker
+from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
+from gennode.sharding.plan import place
+from gennode.wire.ids import ModelId, PeerId, Span
+
+MEET_TIMEOUT_S = 3.0  # how long a newcomer listens before it chooses its layers
+PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
+PLANNED_POSITIONS = 2048
+
+
+class ShowProgress(Protocol):
+    """Shows a bar while the context lasts; the callable is told (done, in all)."""
+
+    def __call__(
+        self, title: str, *, unit: str = ...
+    ) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Begin a bar."""
+
+
+@dataclass(frozen=True)
+class JoinOptions:
+    """What a person asked for. `span` None: place me; `memory_bytes` None: half of what is free."""
+
+    state: Path
+    model: str
+    device: str
+    span: Span | None
+    bootstrap: tuple[str, ...]
+    memory_bytes: int | None
+    host: str
+    port: int
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """A worker that is ready."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    model: ModelId
+    spans: tuple[Span, ...]
+    layers: int
+    spare_layers: int
+    layer_time_s: float
+    compute_class: str
+
+
+async def join(
+    options: JoinOptions, *, on_ready: Callable[[Joined], None], progress: ShowProgress
+) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    state = StateFolder(options.state)
+    state.prepare()
+    with state.locked():
+        key = state.key()
+        with progress("checking the model's files") as report:
+            folder = open_model(find_model(options.model), progress=report,
+                                cache=options.state / "hashes")  # fmt: skip
+        worker = _worker(folder, options)
+        transport = await P2pdTransport.start(key, host=options.host, port=options.port)
+        try:
+            async with LiveNode(transport, key) as node:
+                await node.bootstrap(options.bootstrap)
+                await _settle(node, worker, folder, options, progress)
+                with _control_folder() as control:
+                    async with answering(node, control / "control.sock"):
+                        joined = _joined(node, worker)
+                        state.publish(NodeCard(key.peer, os.getpid(), joined.addresses,
+                                               str(control / "control.sock"), joined.model))  # fmt: skip
+                        on_ready(joined)
+                        await stop.wait()
+        finally:
+            await transport.close()
+
+
+def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
+    shape = folder.manifest.shape
+    memory_bytes = options.memory_bytes or psutil.virtual_memory().available // 2
+    positions = min(PLANNED_POSITIONS, shape.max_positions)
+    capacity = layers_that_fit(
+        shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions
+    )
+    if options.span is not None and options.span.end > shape.layers:
+        raise UsageError(
+            f"{options.model} has {shape.layers} layers, not {options.span.end}",
+            hint=f"choose within 0:{shape.layers}",
+        )
+    wanted = options.span.layers if options.span else 1
+    if capacity < wanted:
+        raise ResourceError(
+            f"{memory_bytes / 2**20:.0f} MiB hold {capacity} layers of {options.model}",
+            hint="give more with --memory, or fewer layers with --layers",
+        )
+    cache = max(
+        memory_bytes - capacity * layer_bytes(shape),
+        capacity * cache_bytes(shape, sessions=PLANNED_SESSIONS, positions=positions),
+    )
+    engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache)
+    limits = HopLimits(max_positions=shape.max_positions)
+    return Worker(engine, shape.layers, capacity, limits)
+
+
+async def _settle(
+    node: LiveNode,
+    worker: Worker,
+    folder: ModelFolder,
+    options: JoinOptions,
+    progress: ShowProgress,
+) -> None:
+    """Choose layers, load them, announce them."""
+    model, layers = folder.manifest.model, folder.manifest.shape.layers
+    span = options.span
+    if span is None:
+        if options.bootstrap:
+            await node.find_workers(model, layers, timeout_s=MEET_TIMEOUT_S)
+        others = [seen for seen in node.live() if seen.model == model]
+        span = place(layers, worker.capacity_layers, others)
+    with progress(f"loading layers {span}", unit="layers") as report:
+        await node.in_engine_thread(lambda: worker.engine.load(span, report))
+    await node.serve(worker)
+
+
+def _joined(node: LiveNode, worker: Worker) -> Joined:
+    facts = worker.facts()
+    return Joined(
+        peer=node.machine.peer,
+        addresses=node.transport.addresses(),
+        model=facts.model,
+        spans=facts.spans,
+        layers=worker.layers,
+        spare_layers=facts.spare_layers,
+        layer_time_s=facts.layer_time_s,
+        compute_class=facts.compute_class,
+    )
+
+
+@contextmanager
+def _control_folder() -> Iterator[Path]:
+    folder = socket_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
