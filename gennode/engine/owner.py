@@ -92,10 +92,9 @@ class LlamaOwner:
     @torch.inference_mode()
     def logits(self, state: States) -> Logits:
         """Logits after one position's last-layer state (shape [dim] or [1, dim])."""
-        dim = self._config.hidden_size
-        if state.dtype != np.float32 or state.size != dim:
-            raise LocalError(f"logits need one float32 state of {dim}, not {state.shape}")
-        row = torch.tensor(state).view(1, dim)
+        if state.dtype != np.float32 or state.size != self.dim:
+            raise LocalError(f"logits need one float32 state of {self.dim}, not {state.shape}")
+        row = torch.tensor(state).view(1, self.dim)
         return self._head(normalise(row, self._norm, self._config.rms_norm_eps))[0].numpy()
 
 

@@ -77,9 +77,11 @@ class LlamaShard:
         """
         if dtype not in _DTYPE_NAMES:
             raise LocalError(f"{dtype} is no dtype that layers are computed in")
-        if device.startswith("cuda") and not torch.cuda.is_available():
+        if device not in ("cpu", "cuda"):
+            raise DeviceError(f"device {device[:64]!r} is not supported", hint="use cpu or cuda")
+        if device == "cuda" and not torch.cuda.is_available():
             raise DeviceError("there is no CUDA device that torch can use",
-                              hint="use --device cpu, or install a torch for CUDA")  # fmt: skip
+                              hint="use the device cpu, or install a torch for CUDA")  # fmt: skip
         self._folder = folder
         self._config = folder.config
         self._device = torch.device(device)

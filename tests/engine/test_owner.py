@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from gennode.engine.owner import LlamaOwner
-from gennode.engine.text import TextStream
+from gennode.engine.seam import OwnerEngine
 from gennode.engine.weights import open_model
 from gennode.errors import LocalError, ModelError, UsageError
 
@@ -18,43 +18,24 @@ TEXTS = ("plain words", "naïve café — 你好 🙂👍🏽", "", "a\n\tb  c")
 
 
 @pytest.fixture(scope="module")
-def owner(llamas: Llamas) -> LlamaOwner:
+def owner(llamas: Llamas) -> OwnerEngine:
     return LlamaOwner(open_model(llamas["plain"][0]))
 
 
-def test_sizes_and_end(owner: LlamaOwner) -> None:
-    assert (owner.layers, owner.max_positions) == (4, 512)
+def test_sizes_and_end(owner: OwnerEngine) -> None:
+    assert (owner.layers, owner.dim, owner.max_positions) == (4, 32, 512)
     assert owner.is_end(257)
     assert not owner.is_end(256)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_survives_tokens(owner: LlamaOwner, text: str) -> None:
+def test_text_survives_tokens(owner: OwnerEngine, text: str) -> None:
     tokens = owner.tokenize(text)
     assert tokens[0] == 256
     assert owner.detokenize(tokens) == text
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_stream_adds_up_to_the_text_and_shows_no_half_character(
-    owner: LlamaOwner, text: str
-) -> None:
-    stream = TextStream(owner.detokenize)
-    pieces = [stream.push(token) for token in owner.tokenize(text)]
-    assert not any("\ufffd" in piece for piece in pieces)
-    assert "".join(pieces) + stream.finish() == text
-
-
-def test_a_stream_does_not_wait_for_ever_for_broken_bytes(owner: LlamaOwner) -> None:
-    stream = TextStream(owner.detokenize)
-    half = owner.tokenize("🙂")[1:3]
-    pieces = [stream.push(token) for token in half * 20]
-    assert any(pieces)
-    assert stream.push(owner.tokenize("x")[1]).endswith("x")
-    assert stream.finish() == ""
-
-
-def test_embed_takes_rows_and_logits_one_state(owner: LlamaOwner, llamas: Llamas) -> None:
+def test_embed_takes_rows_and_logits_one_state(owner: OwnerEngine, llamas: Llamas) -> None:
     table = llamas["plain"][1].model.embed_tokens.weight.detach().numpy()
     np.testing.assert_array_equal(owner.embed([5, 299, 5]), table[[5, 299, 5]])
     assert owner.embed([]).shape == (0, 32)
@@ -68,7 +49,7 @@ def test_embed_takes_rows_and_logits_one_state(owner: LlamaOwner, llamas: Llamas
         owner.logits(state.astype(np.float64))
 
 
-def test_a_prompt_that_is_no_text_is_a_usage_error(owner: LlamaOwner) -> None:
+def test_a_prompt_that_is_no_text_is_a_usage_error(owner: OwnerEngine) -> None:
     for text in ("\ud800", "x" * (4 * 1024 * 1024 + 1)):
         with pytest.raises(UsageError) as caught:
             owner.tokenize(text)

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from bench._random_model import random_llama
 from gennode.engine.owner import LlamaOwner
-from gennode.engine.seam import Logits, StepInput
+from gennode.engine.seam import Logits, ShardEngine, StepInput
 from gennode.engine.shard import LlamaShard
 from gennode.engine.weights import open_model
 from gennode.errors import DeviceError, LocalError, ResourceError
@@ -54,8 +54,8 @@ class Chain:
         return [self.owner.logits(row) for row in states]
 
 
-def one_shard(folder: Path, span: Span = ALL) -> LlamaShard:
-    shard = LlamaShard(open_model(folder))
+def one_shard(folder: Path, span: Span = ALL) -> ShardEngine:
+    shard: ShardEngine = LlamaShard(open_model(folder))
     shard.load(span)
     return shard
 
@@ -107,7 +107,7 @@ def test_greedy_tokens_are_those_of_transformers_for_200_prompts(llamas: Llamas)
 
 def test_a_repeated_step_gives_the_same_bits_and_forgets_what_followed(llamas: Llamas) -> None:
     shard = one_shard(llamas["grouped"][0])
-    shard.open("s", Span(0, 4), 64)
+    shard.open("s", ALL, 64)
     states = random_states(30)
     first = shard.step([StepInput("s", 0, states[:20])])[0]
     second = shard.step([StepInput("s", 20, states[20:])])[0]
@@ -133,8 +133,8 @@ def test_after_truncate_a_sequence_goes_on_as_if_never_longer(llamas: Llamas) ->
 def test_chunks_of_a_prompt_agree_with_the_whole_across_cache_growth(llamas: Llamas) -> None:
     shard = one_shard(llamas["grouped"][0])
     states = random_states(400)
-    shard.open("whole", Span(0, 4), 400)
-    shard.open("chunks", Span(0, 4), 400)
+    shard.open("whole", ALL, 400)
+    shard.open("chunks", ALL, 400)
     [whole] = shard.step([StepInput("whole", 0, states)])
     pieces = [
         shard.step([StepInput("chunks", start, states[start : start + 150])])[0]
@@ -145,7 +145,7 @@ def test_chunks_of_a_prompt_agree_with_the_whole_across_cache_growth(llamas: Lla
 
 def test_a_step_leaves_its_input_alone_and_accepts_read_only_states(llamas: Llamas) -> None:
     shard = one_shard(llamas["plain"][0])
-    shard.open("s", Span(0, 4), 8)
+    shard.open("s", ALL, 8)
     states = random_states(3)
     states.flags.writeable = False
     before = states.copy()
@@ -155,6 +155,14 @@ def test_a_step_leaves_its_input_alone_and_accepts_read_only_states(llamas: Llam
     assert result.flags.c_contiguous
     assert not np.shares_memory(result, states)
     assert shard.step([StepInput("s", 3, states[:0])])[0].shape == (0, 32)
+
+
+def test_small_steps_leave_the_number_of_threads_as_it_was(llamas: Llamas) -> None:
+    threads = torch.get_num_threads()
+    shard = one_shard(llamas["plain"][0])
+    shard.open("s", ALL, 8)
+    shard.step([StepInput("s", 0, random_states(1))])
+    assert torch.get_num_threads() == threads
 
 
 def test_misuse_is_our_own_bug(llamas: Llamas) -> None:
@@ -184,16 +192,16 @@ def test_loading_adds_layers_and_tells_of_it(llamas: Llamas) -> None:
     shard.load(Span(0, 2), lambda done, total: told.append((done, total)))
     assert shard.spans() == (Span(0, 2), Span(3, 4))
     assert told == [(1, 2), (2, 2)]
-    shard.load(Span(0, 4))
-    assert shard.spans() == (Span(0, 4),)
+    shard.load(ALL)
+    assert shard.spans() == (ALL,)
 
 
 def test_a_full_cache_is_a_resource_error_until_a_sequence_is_closed(llamas: Llamas) -> None:
     block_bytes = 256 * 4 * 2 * 4 * 8 * 4  # positions, layers, keys and values, heads, width, fp32
     shard = LlamaShard(open_model(llamas["plain"][0]), max_cache_bytes=block_bytes)
     shard.load(ALL)
-    shard.open("a", Span(0, 4), 512)
-    shard.open("b", Span(0, 4), 512)
+    shard.open("a", ALL, 512)
+    shard.open("b", ALL, 512)
     [first] = shard.step([StepInput("a", 0, random_states(2))])
     with pytest.raises(ResourceError, match="cache") as caught:
         shard.step([StepInput("b", 0, random_states(2))])
@@ -214,19 +222,20 @@ def test_profile_is_measured_once(llamas: Llamas) -> None:
 def test_a_missing_accelerator_is_a_device_error(llamas: Llamas) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is an accelerator here")
-    with pytest.raises(DeviceError) as caught:
-        LlamaShard(open_model(llamas["plain"][0]), device="cuda")
-    assert caught.value.hint
+    for device in ("cuda", "abacus"):
+        with pytest.raises(DeviceError) as caught:
+            LlamaShard(open_model(llamas["plain"][0]), device=device)
+        assert caught.value.hint
 
 
 def test_bf16_weights_on_a_cpu_stay_near_fp32(llamas: Llamas) -> None:
     folder = llamas["grouped"][0]
     exact = one_shard(folder)
     coarse = LlamaShard(open_model(folder), dtype=torch.bfloat16)
-    coarse.load(Span(0, 4))
+    coarse.load(ALL)
     results = []
     for shard in (exact, coarse):
-        shard.open("s", Span(0, 4), 16)
+        shard.open("s", ALL, 16)
         results.append(shard.step([StepInput("s", 0, random_states(16))])[0])
     error = np.linalg.norm(results[1] - results[0]) / np.linalg.norm(results[0])
     assert 0 < error < 0.1

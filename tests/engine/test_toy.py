@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gennode.engine.sample import Sampling, choose
-from gennode.engine.seam import States, StepInput
+from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
 from gennode.errors import LocalError
 from gennode.wire.activations import codec
@@ -145,7 +145,9 @@ def test_the_contract_is_that_of_the_real_engine(shard: ToyShard) -> None:
 
 
 def test_text_and_tokens(shard: ToyShard) -> None:
-    owner = ToyOwner(MANIFEST)
+    owner: OwnerEngine = ToyOwner(MANIFEST)
+    engine: ShardEngine = shard
+    assert engine.dim == owner.dim == TOY_DIM
     assert owner.detokenize(owner.tokenize("Hi there~ é")) == "Hi there~ ?"
     assert owner.layers == LAYERS
     assert owner.model == shard.model == MANIFEST.model
