@@ -12,8 +12,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 for _name in [name for name in os.environ if name.startswith("GENNODE_")]:
     del os.environ[_name]
 
-# A busy machine is no reason to fail: tests/conftest.py sets no deadline, pytest has a timeout.
-_COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("local", **_COMMON)
-settings.register_profile("ci", **_COMMON, derandomize=True, database=None)
+# A busy machine is no reason to fail: Hypothesis gets no deadline, pytest has one.
+settings.register_profile(
+    "local", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

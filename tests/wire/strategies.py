@@ -1,0 +1,113 @@
+"""Every message there is, for Hypothesis: valid by construction, and up to each bound."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from hypothesis import strategies as st
+
+from gennode.wire import messages as words
+from gennode.wire.ids import MAX_LAYERS, Hop, PeerId, SessionId, Span, peer_id_of
+from gennode.wire.signing import SIGNATURE_BYTES, Signed
+
+counters = st.integers(0, 1 << 53)
+layers = st.integers(0, MAX_LAYERS)
+seconds = st.floats(0, 1e9)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.just("é" * 256)
+peers: st.SearchStrategy[PeerId] = st.binary(min_size=32, max_size=32).map(peer_id_of)
+models = st.text("0123456789abcdef", min_size=64, max_size=64)
+sessions = st.binary(min_size=16, max_size=16).map(SessionId)
+spans = st.builds(
+    lambda start, count: Span(start, min(MAX_LAYERS, start + count)),
+    st.integers(0, MAX_LAYERS - 1),
+    st.integers(1, MAX_LAYERS),
+)
+codecs = st.sampled_from(get_args(words.CodecName))
+rows = st.integers(0, words.MAX_STEP_ROWS)
+attempts: dict[str, st.SearchStrategy[Any]] = {"session": sessions, "attempt": counters}
+
+
+def many(items: st.SearchStrategy[Any], most: int, least: int = 0) -> st.SearchStrategy[Any]:
+    """Tuples; long ones are left to the tests of bounds, for they make examples slow."""
+    return st.lists(items, min_size=least, max_size=min(most, 3)).map(tuple)
+
+
+announcements = st.builds(
+    words.Announcement,
+    peer=peers,
+    sequence=counters,
+    lifetime_s=st.floats(0, 3600),
+    model=models,
+    spans=many(spans, 64),
+    spare_layers=layers,
+    layer_time_s=seconds,
+    load_time_s=seconds,
+    sessions=counters,
+    max_sessions=counters,
+    compute_class=texts,
+    addresses=many(texts, 16),
+)
+signed = st.builds(
+    Signed,
+    peer=peers,
+    body=st.binary(max_size=100),
+    signature=st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES),
+)
+aged = st.builds(words.AgedAnnouncement, signed=signed, age_s=st.floats(0, 3600))
+
+
+@st.composite
+def opens(draw: st.DrawFn) -> words.Open:
+    """Open messages, whose index lies on their path."""
+    path = draw(many(st.builds(Hop, peer=peers, span=spans), words.MAX_ROUTE_HOPS, least=1))
+    return draw(
+        st.builds(
+            words.Open,
+            **attempts,
+            model=models,
+            path=st.just(path),
+            index=st.integers(0, len(path) - 1),
+            codec=codecs,
+            max_positions=st.integers(1, words.MAX_POSITIONS),
+            replay_positions=st.integers(0, words.MAX_POSITIONS),
+            rebuild_until=st.integers(-1, words.MAX_ROUTE_HOPS - 1),
+        )
+    )
+
+
+BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
+    words.Digest: st.builds(
+        words.Digest,
+        entries=many(st.tuples(peers, counters), words.MAX_DIGEST_PEERS),
+        reply=st.booleans(),
+    ),
+    words.Announcements: st.builds(words.Announcements, items=many(aged, words.MAX_ANNOUNCEMENTS)),
+    words.Open: opens(),
+    words.Accept: st.builds(words.Accept, **attempts, index=counters),
+    words.Refuse: st.builds(words.Refuse, **attempts, index=counters, reason=texts),
+    words.Step: st.builds(
+        words.Step,
+        **attempts,
+        number=counters,
+        layer=layers,
+        position=st.integers(0, words.MAX_POSITIONS - 1),
+        rows=rows,
+        reply_rows=rows,
+        codec=codecs,
+        rebuild=st.booleans(),
+    ),
+    words.Failed: st.builds(
+        words.Failed, **attempts, index=counters, number=counters, reason=texts
+    ),
+    words.Ping: st.builds(words.Ping, session=sessions, nonce=counters),
+    words.Pong: st.builds(
+        words.Pong,
+        session=sessions,
+        nonce=counters,
+        progress=many(
+            st.tuples(layers, st.integers(-1, 1 << 53), st.booleans()), words.MAX_ROUTE_HOPS
+        ),
+    ),
+    words.Close: st.builds(words.Close, session=sessions),
+}
+messages: st.SearchStrategy[words.Message] = st.one_of(*BY_KIND.values())

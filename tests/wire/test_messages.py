@@ -1,0 +1,156 @@
+"""Every message comes back as it was, and every bound of every field holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+
+from gennode.errors import RemoteError
+from gennode.wire import messages as words
+from gennode.wire.frames import MAX_HEADER_BYTES, decode_header
+from gennode.wire.ids import ModelId, PeerId, Span, peer_id_of
+from gennode.wire.signing import MAX_SIGNED_BYTES, Signed
+from tests.wire.strategies import BY_KIND, announcements, messages
+
+PEER = peer_id_of(bytes(32))
+SESSION, MODEL = bytes(16), "a" * 64
+SIGNED = (PEER, b"body", bytes(64))
+
+VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
+    "Digest": [[[PEER, 1]], True],
+    "Announcements": [[[SIGNED, 1.0]]],
+    "Open": [SESSION, 0, MODEL, [[PEER, [0, 4]], [PEER, [4, 8]]], 1, "raw", 64, 0, -1],
+    "Accept": [SESSION, 0, 0],
+    "Refuse": [SESSION, 0, 0, "full"],
+    "Step": [SESSION, 0, 0, 0, 0, 1, 1, "raw", False],
+    "Failed": [SESSION, 0, 0, 0, "no memory"],
+    "Ping": [SESSION, 0],
+    "Pong": [SESSION, 0, [[0, -1, True]]],
+    "Close": [SESSION],
+}
+HUGE = 1 << 60
+
+OUT_OF_BOUNDS: list[tuple[str, int, Any]] = [
+    ("Digest", 0, [[PEER, 1]] * (words.MAX_DIGEST_PEERS + 1)),
+    ("Digest", 0, [["p" * 65, 1]]),
+    ("Digest", 0, [[PEER, -1]]),
+    ("Digest", 0, [[PEER, HUGE]]),
+    ("Announcements", 0, [[SIGNED, 1.0]] * (words.MAX_ANNOUNCEMENTS + 1)),
+    ("Announcements", 0, [[SIGNED, math.nan]]),
+    ("Announcements", 0, [[SIGNED, -1.0]]),
+    ("Announcements", 0, [[SIGNED, 3601.0]]),
+    ("Announcements", 0, [[("p" * 65, b"", bytes(64)), 1.0]]),
+    ("Announcements", 0, [[(PEER, bytes(MAX_SIGNED_BYTES + 1), bytes(64)), 1.0]]),
+    ("Announcements", 0, [[(PEER, b"", bytes(63)), 1.0]]),
+    ("Announcements", 0, [[(PEER, b"", bytes(65)), 1.0]]),
+    ("Open", 0, bytes(15)),
+    ("Open", 0, bytes(17)),
+    ("Open", 2, "a" * 63),
+    ("Open", 2, "A" * 64),
+    ("Open", 2, "a" * 64 + "\n"),
+    ("Open", 3, []),
+    ("Open", 3, [[PEER, [0, 1]]] * (words.MAX_ROUTE_HOPS + 1)),
+    ("Open", 3, [[PEER, [4, 4]], [PEER, [4, 8]]]),
+    ("Open", 3, [[PEER, [5, 3]], [PEER, [4, 8]]]),
+    ("Open", 3, [[PEER, [0, 1025]], [PEER, [4, 8]]]),
+    ("Open", 4, 2),
+    ("Open", 4, -1),
+    ("Open", 5, "pickle"),
+    ("Open", 6, 0),
+    ("Open", 6, words.MAX_POSITIONS + 1),
+    ("Open", 7, -1),
+    ("Open", 7, words.MAX_POSITIONS + 1),
+    ("Open", 8, -2),
+    ("Open", 8, words.MAX_ROUTE_HOPS),
+    ("Accept", 1, -1),
+    ("Refuse", 3, "x" * 257),
+    ("Step", 3, 1025),
+    ("Step", 4, words.MAX_POSITIONS),
+    ("Step", 5, words.MAX_STEP_ROWS + 1),
+    ("Step", 6, -1),
+    ("Step", 8, 1),
+    ("Failed", 4, "x" * 257),
+    ("Ping", 1, HUGE),
+    ("Pong", 2, [[0, -2, True]]),
+    ("Pong", 2, [[0, HUGE, True]]),
+    ("Pong", 2, [[0, 0, True]] * (words.MAX_ROUTE_HOPS + 1)),
+    ("Close", 0, None),
+]
+
+
+def packed(kind: str, fields: list[Any]) -> bytes:
+    return msgspec.msgpack.encode([kind, *fields])
+
+
+def test_the_strategies_know_every_message() -> None:
+    kinds = get_args(words.Message)
+    assert set(kinds) == set(BY_KIND)
+    assert {kind.__name__ for kind in kinds} == set(VALID)
+
+
+@given(messages)
+def test_every_message_comes_back(message: words.Message) -> None:
+    assert decode_header(msgspec.msgpack.encode(message)) == message
+
+
+@given(announcements)
+def test_every_announcement_comes_back(announcement: words.Announcement) -> None:
+    data = msgspec.msgpack.encode(announcement)
+    assert msgspec.msgpack.decode(data, type=words.Announcement) == announcement
+
+
+@pytest.mark.parametrize(("kind", "fields"), VALID.items())
+def test_the_form_on_the_wire_is_fixed(kind: str, fields: list[Any]) -> None:
+    data = packed(kind, fields)
+    message = decode_header(data)
+    assert type(message).__name__ == kind
+    assert msgspec.msgpack.encode(message) == data
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), OUT_OF_BOUNDS)
+def test_a_field_out_of_bounds_is_refused(kind: str, field: int, value: Any) -> None:
+    fields = list(VALID[kind])
+    fields[field] = value
+    where = rf"at `\$\[{field + 1}\]|not on the path"
+    with pytest.raises(RemoteError, match=where):
+        decode_header(packed(kind, fields))
+
+
+@pytest.mark.parametrize(("kind", "fields"), VALID.items())
+def test_a_message_without_its_last_field_is_refused(kind: str, fields: list[Any]) -> None:
+    with pytest.raises(RemoteError):
+        decode_header(packed(kind, fields[:-1]))
+
+
+def test_an_unknown_message_is_refused() -> None:
+    with pytest.raises(RemoteError):
+        decode_header(packed("Obey", []))
+
+
+def test_text_that_is_not_unicode_is_refused() -> None:
+    broken = packed("Refuse", [SESSION, 0, 0, "full"]).replace(b"full", b"\xff\xfe\xfd\xfc")
+    with pytest.raises(RemoteError):
+        decode_header(broken)
+
+
+def test_an_announcement_claims_no_backward_span() -> None:
+    with pytest.raises(ValueError, match="without layers"):
+        words.Announcement(
+            PEER, 1, 60.0, ModelId(MODEL), (Span(5, 3),), 0, 0.1, 0.1, 0, 1, "fp32-cpu", ()
+        )
+
+
+def test_the_largest_digest_fits_in_a_header() -> None:
+    entries = ((PeerId("p" * 52), 1 << 53),) * words.MAX_DIGEST_PEERS
+    assert len(msgspec.msgpack.encode(words.Digest(entries, True))) <= MAX_HEADER_BYTES
+
+
+def test_the_most_announcements_fit_in_a_header() -> None:
+    """At 2 KiB each, which is what `MAX_SIGNED_BYTES` says of the largest there are."""
+    item = words.AgedAnnouncement(Signed(PEER, bytes(2048), bytes(64)), 1.0)
+    message = words.Announcements((item,) * words.MAX_ANNOUNCEMENTS)
+    assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
