@@ -19,6 +19,7 @@ START_TIMEOUT_S = 15.0  # a cold start on a loaded machine with a slow disk take
 STOP_TIMEOUT_S = 3.0
 MAX_OUTPUT_BYTES = 8 * 1024  # of what the daemon prints, the end is kept for error messages
 MAX_SOCKET_PATH_BYTES = 90  # the shortest limit of any POSIX system is 104, less our file name
+MAX_PORT = 65535
 
 # The daemon's own resource manager has no limits, so that it is capped from outside.
 MEMORY_BYTES = 1024 * 1024 * 1024  # soft: Go collects harder above; 150 MB seen under load
@@ -27,14 +28,15 @@ CONNECTIONS_HIGH = 512  # above this many the daemon closes idle ones down to CO
 CONNECTIONS_LOW = 384
 
 # The guard waits for the daemon. Its watcher reads a pipe that only our process holds open:
-# when we end, however we end, the pipe ends, and the watcher kills the daemon.
+# when we end, however we end, the pipe ends, and the watcher clears up and kills it.
 _GUARD = """
 exec 3<&0
 ulimit -n "$1" 2>/dev/null
-shift
+folder=$2
+shift 2
 "$@" </dev/null 3<&- &
 daemon=$!
-( exec >/dev/null 2>&1; read -r _ <&3; kill -9 "$daemon" ) &
+( exec >/dev/null 2>&1; read -r _ <&3; rm -rf -- "$folder"; kill -9 "$daemon" ) &
 watcher=$!
 wait "$daemon"
 status=$?
@@ -75,7 +77,7 @@ def check_free(host: str, port: int) -> None:
 
     The daemon binds with SO_REUSEPORT: it would silently share a port with another daemon.
     """
-    if not 0 <= port < 65536:
+    if not 0 <= port <= MAX_PORT:
         raise UsageError(f"{port} is no TCP port", hint="use 0 for any free one, or 1 to 65535")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -171,7 +173,8 @@ class Daemon:
     async def _spawn(self, command: list[str]) -> None:
         loop = asyncio.get_running_loop()
         self._process, _ = await loop.subprocess_exec(
-            lambda: self._output, "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), *command,
+            lambda: self._output,
+            "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self.folder), *command,
             start_new_session=True,  # Ctrl-C in a terminal must reach us first, not the daemon
             env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES)},
         )  # fmt: skip
@@ -181,6 +184,7 @@ class Daemon:
             what = "ended at once" if self._ended.done() else "did not come up in time"
             hint = "look at its own words above; is the binary made for this machine?"
             raise NetworkError(f"the libp2p daemon {what}: {self.last_words()}", hint=hint)
+        (self.folder / "key").unlink()  # read once; no copy of the secret stays behind
         self._ended.add_done_callback(lambda _: self._report())
 
     def last_words(self) -> str:

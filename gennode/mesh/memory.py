@@ -96,9 +96,10 @@ class MemoryStream:
 
     def abort(self) -> None:
         self._waiting.clear()
+        self._end("the stream was reset")
         if self.other is not None:
             self.other._waiting.clear()
-        self._end("the stream was reset")
+            self.other._open = False  # what is on its way finds no one
 
     def arrive(self, data: bytes) -> None:
         """Take bytes from the far end."""

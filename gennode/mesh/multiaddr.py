@@ -12,6 +12,8 @@ from gennode.wire.ids import PeerId, public_key_of
 
 MAX_ADDRESS_BYTES = 1024  # the longest real one, by way of a relay, takes some 150
 _MAX_VARINT_BYTES = 5  # 35 bits: every code and length here fits
+_CONTINUED = 0x80  # the bit of a varint's byte that says that more follow
+_MAX_PEER_ID_BYTES = 64  # 38 in practice; encoding base58 is quadratic in the length
 
 # https://github.com/multiformats/multiaddr/blob/master/protocols.csv
 _CODES = {
@@ -27,8 +29,8 @@ _HINT = "an address looks like /ip4/192.0.2.1/tcp/4001/p2p/12D3Koo…"
 def pack_varint(number: int) -> bytes:
     """An unsigned integer, 7 bits per byte, least significant first."""
     packed = bytearray()
-    while number > 0x7F:
-        packed.append(number & 0x7F | 0x80)
+    while number >= _CONTINUED:
+        packed.append(number & 0x7F | _CONTINUED)
         number >>= 7
     packed.append(number)
     return bytes(packed)
@@ -39,7 +41,7 @@ def unpack_varint(data: bytes | bytearray, start: int = 0) -> tuple[int, int] | 
     number = 0
     for index, byte in enumerate(data[start : start + _MAX_VARINT_BYTES]):
         number |= (byte & 0x7F) << (7 * index)
-        if byte < 0x80:
+        if byte < _CONTINUED:
             return number, start + index + 1
     if len(data) - start >= _MAX_VARINT_BYTES:
         raise RemoteError("a varint is longer than any length or code")
@@ -54,7 +56,7 @@ def peer_to_bytes(peer: PeerId) -> bytes:
 
 def peer_from_bytes(raw: bytes) -> PeerId:
     """A peer id from its multihash; RemoteError if it is not an Ed25519 peer id."""
-    if len(raw) > 64:
+    if len(raw) > _MAX_PEER_ID_BYTES:
         raise RemoteError("a peer id is longer than any Ed25519 peer id")
     peer = PeerId(base58.b58encode(raw).decode())
     public_key_of(peer)
@@ -71,6 +73,8 @@ def _pack_value(name: str, value: str) -> bytes:
         if not (value.isascii() and value.isdecimal()):
             raise ValueError(f"{value!r} is no port")
         return int(value).to_bytes(2, "big")
+    if name == "p2p-circuit":
+        return b""
     raw = peer_to_bytes(PeerId(value)) if name == "p2p" else value.encode()
     return pack_varint(len(raw)) + raw
 

@@ -1,0 +1,221 @@
+"""The acceptor's ends of links: reads frames, acknowledges, remembers links whose stream broke."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gennode.errors import RemoteError
+from gennode.mesh.link import HELLO_BYTES, Receiver, Reply, read_hello, reply
+from gennode.mesh.outgoing import RESUME_TIMEOUT_S
+from gennode.mesh.transport import Stream
+from gennode.wire.ids import PeerId
+from gennode.wire.messages import Message
+
+MAX_STREAMS = 512  # one per peer that sends to us, and routes cross few peers
+MAX_STREAMS_PER_PEER = 4  # one, its successor while we have not seen the reset, and one ending
+MAX_LINKS_PER_PEER = 8  # remembered; one that broke is kept for LINK_MEMORY_S
+MAX_BUFFERED_BYTES = 256 * 1024 * 1024  # of unfinished frames, over all peers
+MAX_REPLY_BYTES = 64 * 1024  # acknowledgements that a peer does not read
+HELLO_TIMEOUT_S = 5.0
+FRAME_TIMEOUT_S = 60.0  # 16 MiB at 2.2 Mbit/s: slower is no use as a hop, or is a slow loris
+ACKNOWLEDGE_DELAY_S = 0.2  # a token's frames are kept that long: 10 KB each
+LINK_MEMORY_S = 2 * RESUME_TIMEOUT_S  # by then the opener has given up
+
+
+@dataclass(eq=False)
+class _Link:
+    """What outlives a stream."""
+
+    peer: PeerId
+    receiver: Receiver = field(default_factory=Receiver)
+    arrival: _Arrival | None = None
+    is_ended: bool = False
+    lost_s: float = 0.0  # when its stream broke
+    reason: str = ""  # why
+
+
+@dataclass(eq=False)
+class _Arrival:
+    """One inbound stream."""
+
+    stream: Stream
+    since_s: float  # when it opened, or when the frame began that is not complete yet
+    hello: bytearray = field(default_factory=bytearray)
+    link: _Link | None = None
+    timer: asyncio.TimerHandle | None = None  # of the acknowledgement that is due
+    buffered_bytes: int = 0
+    is_paused: bool = False
+
+
+class Incoming:
+    """All inbound links of a node."""
+
+    def __init__(
+        self,
+        on_message: Callable[[PeerId, Message, bytes], None],
+        on_over: Callable[[PeerId, str, bool], None],
+    ) -> None:
+        """`on_message` may raise RemoteError for a message that can't be right.
+
+        `on_over(peer, reason, breach)`: a link of `peer` broke the protocol, or was lost.
+        """
+        self._on_message = on_message
+        self._on_over = on_over
+        self._arrivals: dict[_Arrival, None] = {}
+        self._links: dict[tuple[PeerId, bytes], _Link] = {}
+        self._buffered_bytes = 0
+        self._is_open = True
+        self._loop = asyncio.get_running_loop()
+
+    def accept(self, stream: Stream) -> None:
+        """Serve a new inbound stream, or refuse it where there are too many."""
+        same_peer = sum(arrival.stream.peer == stream.peer for arrival in self._arrivals)
+        arrival = _Arrival(stream, self._loop.time())
+        full = len(self._arrivals) >= MAX_STREAMS or same_peer >= MAX_STREAMS_PER_PEER
+        full = full or not self._is_open
+        if not full:
+            self._arrivals[arrival] = None
+        stream.start(
+            lambda data: self._take(arrival, data), lambda reason: self._lost(arrival, reason)
+        )
+        if full:
+            stream.abort()
+
+    def drop(self, peer: PeerId) -> bool:
+        """Abort and forget all of a peer's links; whether there were any."""
+        arrivals = [arrival for arrival in self._arrivals if arrival.stream.peer == peer]
+        for arrival in arrivals:
+            self._remove(arrival)
+            arrival.stream.abort()
+        links = [key for key, link in self._links.items() if link.peer == peer]
+        for key in links:
+            del self._links[key]
+        return bool(arrivals or links)
+
+    def close(self) -> None:
+        """Abort and forget everything. Idempotent."""
+        for arrival in list(self._arrivals):
+            self._remove(arrival)
+            arrival.stream.abort()
+        self._links.clear()
+        self._is_open = False
+
+    def sweep(self, now_s: float) -> None:
+        """Act on what took too long."""
+        for arrival in list(self._arrivals):
+            waited_s = now_s - arrival.since_s
+            late = arrival.link is None and waited_s > HELLO_TIMEOUT_S
+            if late or (arrival.buffered_bytes and waited_s > FRAME_TIMEOUT_S):
+                arrival.stream.abort()
+        for key, link in list(self._links.items()):
+            if link.arrival is None and now_s - link.lost_s > LINK_MEMORY_S:
+                if not link.is_ended:
+                    self._on_over(link.peer, f"its link broke: {link.reason}", False)
+                self._links.pop(key, None)
+        self._unpause()
+
+    def _take(self, arrival: _Arrival, data: bytes) -> None:
+        if arrival not in self._arrivals:
+            return
+        try:
+            if arrival.link is None:
+                data = self._greet(arrival, data)
+            if arrival.link is not None:
+                self._feed(arrival, arrival.link, data)
+        except RemoteError as error:
+            self._on_over(arrival.stream.peer, str(error), True)
+
+    def _greet(self, arrival: _Arrival, data: bytes) -> bytes:
+        """Read the greeting; returns the bytes after it."""
+        arrival.hello += data
+        if len(arrival.hello) < HELLO_BYTES:
+            return b""
+        hello, stream = read_hello(arrival.hello), arrival.stream
+        rest = bytes(arrival.hello[HELLO_BYTES:])
+        key = (stream.peer, hello.link)
+        link = self._links.get(key)
+        if link is None and hello.acknowledged:
+            stream.write(reply(Reply.UNKNOWN))
+            stream.close()
+            return b""
+        if link is None:
+            self._make_room(stream.peer)
+            self._links[key] = link = _Link(stream.peer)
+        if link.arrival is not None:  # its stream broke, and the opener knew first
+            old = link.arrival
+            self._remove(old)
+            old.stream.abort()
+        arrival.link, link.arrival = link, arrival
+        stream.write(link.receiver.welcome())
+        return rest
+
+    def _make_room(self, peer: PeerId) -> None:
+        keys = [key for key in self._links if key[0] == peer]
+        if len(keys) < MAX_LINKS_PER_PEER:
+            return
+        for key in keys:
+            if self._links[key].arrival is None:
+                del self._links[key]
+                return
+        raise RemoteError(f"it has opened {len(keys)} links")
+
+    def _feed(self, arrival: _Arrival, link: _Link, data: bytes) -> None:
+        receiver = link.receiver
+        peer = arrival.stream.peer
+        before = receiver.received
+        for message, payload in receiver.feed(data):
+            self._on_message(peer, message, payload)
+            if arrival not in self._arrivals:
+                return
+        partial_bytes = receiver.partial_bytes
+        if partial_bytes and (receiver.received > before or not arrival.buffered_bytes):
+            arrival.since_s = self._loop.time()
+        self._buffered_bytes += partial_bytes - arrival.buffered_bytes
+        arrival.buffered_bytes = partial_bytes
+        if self._buffered_bytes > MAX_BUFFERED_BYTES:
+            arrival.is_paused = True
+            arrival.stream.pause(True)
+        link.is_ended = receiver.is_ended
+        if receiver.is_ended or receiver.must_acknowledge:
+            self._acknowledge(arrival)
+        elif receiver.owes_acknowledgement and arrival.timer is None:
+            arrival.timer = self._loop.call_later(ACKNOWLEDGE_DELAY_S, self._acknowledge, arrival)
+
+    def _acknowledge(self, arrival: _Arrival) -> None:
+        if arrival.timer is not None:
+            arrival.timer.cancel()
+            arrival.timer = None
+        if arrival.link is not None:
+            arrival.stream.write(arrival.link.receiver.acknowledgement())
+        if arrival.stream.unsent_bytes() > MAX_REPLY_BYTES:
+            reason = "it does not read its acknowledgements"
+            self._loop.call_soon(self._on_over, arrival.stream.peer, reason, True)
+
+    def _unpause(self) -> None:
+        if self._buffered_bytes > MAX_BUFFERED_BYTES:
+            return
+        for arrival in self._arrivals:
+            if arrival.is_paused:
+                arrival.is_paused = False
+                arrival.since_s = self._loop.time()  # the wait was our doing
+                arrival.stream.pause(False)
+
+    def _remove(self, arrival: _Arrival) -> None:
+        self._arrivals.pop(arrival, None)
+        self._buffered_bytes -= arrival.buffered_bytes
+        arrival.buffered_bytes = 0
+        if arrival.timer is not None:
+            arrival.timer.cancel()
+            arrival.timer = None
+        if arrival.link is not None:
+            arrival.link.arrival = None
+            arrival.link.lost_s = self._loop.time()
+
+    def _lost(self, arrival: _Arrival, reason: str) -> None:
+        if arrival not in self._arrivals:
+            return
+        self._remove(arrival)
+        if arrival.link is not None:
+            arrival.link.reason = reason

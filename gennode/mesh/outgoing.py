@@ -1,0 +1,151 @@
+"""The opener's end of a link: dials, reopens what breaks, gives up on a peer that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from gennode.errors import NetworkError, RemoteError, UsageError
+from gennode.mesh.link import Sender
+from gennode.mesh.transport import Stream, Transport
+from gennode.wire.frames import Buffer
+from gennode.wire.ids import PeerId
+from gennode.wire.messages import Message
+
+PROTOCOL = "/gennode/link/1"
+DIAL_TIMEOUT_S = 10.0  # a first contact may have to look the peer up in the DHT
+RESUME_TIMEOUT_S = 5.0  # a session stalls meanwhile: longer, and a new worker is found sooner
+WELCOME_TIMEOUT_S = 5.0
+STEADY_S = 1.0  # a stream that lived this long, or carried something, was worth reopening
+MAX_RESETS = 4  # in a row, of streams that were not
+
+
+class Outgoing:
+    """One link to one peer.
+
+    Calls `on_over(self, reason, breach)` once if it is given up, or `on_done(self)` once its
+    end is confirmed.
+    """
+
+    def __init__(
+        self,
+        peer: PeerId,
+        link: bytes,
+        transport: Transport,
+        addresses: Callable[[], tuple[str, ...]],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        on_over: Callable[[Outgoing, str, bool], None],
+        on_done: Callable[[Outgoing], None],
+    ) -> None:
+        self.peer = peer
+        self._sender = Sender(link)
+        self._transport = transport
+        self._addresses = addresses
+        self._spawn = spawn
+        self._on_over = on_over
+        self._on_done = on_done
+        self._loop = asyncio.get_running_loop()
+        self._stream: Stream | None = None
+        self._opened_s = 0.0  # when the present stream was opened
+        self._settled = 0  # frames acknowledged when the present stream was opened
+        self._resets = 0
+        self._is_over = False
+        self._dialling = spawn(self._dial(DIAL_TIMEOUT_S))
+
+    def send(self, message: Message, payload: Buffer) -> None:
+        """Write a message to the stream, or queue it until there is one."""
+        if self._is_over:
+            return
+        try:
+            self._write(self._sender.push(message, payload))
+        except NetworkError as error:
+            self._give_up(str(error), breach=False)
+
+    def end(self) -> None:
+        """Send what is queued, have it confirmed, close."""
+        if not self._is_over:
+            self._write(self._sender.end())
+
+    def abort(self) -> None:
+        """Drop the link without a word to anyone. Idempotent."""
+        self._is_over = True
+        self._dialling.cancel()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.abort()
+
+    def sweep(self, now_s: float) -> None:
+        """Give the peer up if it took our stream and then said nothing."""
+        waiting = self._stream is not None and not self._sender.is_open
+        if waiting and now_s - self._opened_s > WELCOME_TIMEOUT_S:
+            self._give_up(f"no welcome in {WELCOME_TIMEOUT_S:g} s", breach=False)
+
+    def _write(self, parts: list[Buffer]) -> None:
+        if parts and self._stream is not None:
+            self._stream.write(*parts)
+
+    def _give_up(self, reason: str, *, breach: bool) -> None:
+        if not self._is_over:
+            self.abort()
+            self._on_over(self, reason, breach)
+
+    async def _dial(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await self._reach(timeout_s)
+        except (NetworkError, RemoteError, UsageError) as error:
+            self._give_up(str(error), breach=False)
+            return
+        except TimeoutError:
+            self._give_up(f"not reached in {timeout_s:g} s", breach=False)
+            return
+        self._stream = stream
+        self._opened_s = self._loop.time()
+        self._settled = self._sender.acknowledged
+        stream.start(partial(self._take, stream), partial(self._lost, stream))
+        stream.write(self._sender.hello())
+
+    async def _reach(self, timeout_s: float) -> Stream:
+        refusal: NetworkError | UsageError | None = None
+        for address in self._addresses():
+            try:
+                await self._transport.connect(address, timeout_s=timeout_s)
+                break
+            except (NetworkError, UsageError) as error:
+                refusal = error
+        else:
+            # Where an old connection broke and every address refuses, the peer is dead: to ask
+            # the DHT for more addresses would only hold up whoever waits to replace it.
+            if refusal is not None and self._opened_s:
+                raise refusal
+        return await self._transport.open(self.peer, PROTOCOL, timeout_s=timeout_s)
+
+    def _take(self, stream: Stream, data: bytes) -> None:
+        if stream is not self._stream:
+            return
+        try:
+            self._write(self._sender.receive(data))
+        except RemoteError as error:
+            self._give_up(str(error), breach=True)
+        except NetworkError as error:
+            self._give_up(str(error), breach=False)
+        if self._sender.is_done and not self._is_over:
+            self._is_over = True
+            self._stream = None
+            stream.close()
+            self._on_done(self)
+
+    def _lost(self, stream: Stream, reason: str) -> None:
+        if stream is not self._stream or self._is_over:
+            return
+        self._stream = None
+        self._sender.reset()
+        lived_s = self._loop.time() - self._opened_s
+        worth = lived_s > STEADY_S or self._sender.acknowledged > self._settled
+        self._resets = 0 if worth else self._resets + 1
+        if self._resets > MAX_RESETS:
+            self._give_up(f"its streams keep breaking: {reason}", breach=False)
+        else:
+            self._dialling = self._spawn(self._dial(RESUME_TIMEOUT_S))
