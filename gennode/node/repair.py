@@ -12,21 +12,30 @@ FindHops = Callable[[Span, PeerId, frozenset[PeerId]], tuple[Hop, ...] | str]
 
 
 def mend(
-    path: tuple[Hop, ...], owner: PeerId, avoid: frozenset[PeerId], find_hops: FindHops
+    path: tuple[Hop, ...],
+    owner: PeerId,
+    lost: frozenset[PeerId],
+    avoid: frozenset[PeerId],
+    find_hops: FindHops,
 ) -> tuple[Hop, ...] | str:
-    """The path without the peers to avoid: first with only the gaps filled, else all anew.
+    """The path with the hops of lost peers replaced: only those if that can be, else all.
 
-    Returns in words why there is none if some layers have nobody left.
+    Returns in words why there is none if some layers have nobody. A lost peer that need not
+    be avoided any longer may come back, if `find_hops` still knows it.
     """
     whole = Span(0, path[-1].span.end)
-    return _patch(path, owner, avoid, find_hops) or find_hops(whole, owner, avoid)
+    return _patch(path, owner, lost | avoid, avoid, find_hops) or find_hops(whole, owner, avoid)
 
 
 def _patch(
-    path: tuple[Hop, ...], owner: PeerId, avoid: frozenset[PeerId], find_hops: FindHops
+    path: tuple[Hop, ...],
+    owner: PeerId,
+    lost: frozenset[PeerId],
+    avoid: frozenset[PeerId],
+    find_hops: FindHops,
 ) -> tuple[Hop, ...] | None:
     mended: list[Hop] = []
-    for gap, hop in _gaps(path, avoid):
+    for gap, hop in _gaps(path, lost):
         if gap is not None:
             found = find_hops(gap, mended[-1].peer if mended else owner, avoid)
             if isinstance(found, str):
@@ -40,13 +49,13 @@ def _patch(
 
 
 def _gaps(
-    path: tuple[Hop, ...], avoid: frozenset[PeerId]
+    path: tuple[Hop, ...], lost: frozenset[PeerId]
 ) -> list[tuple[Span | None, Hop | None]]:
     """Each surviving hop with the run of lost layers right before it; the last hop is None."""
     pieces: list[tuple[Span | None, Hop | None]] = []
     gap: Span | None = None
     for hop in path:
-        if hop.peer in avoid:
+        if hop.peer in lost:
             gap = Span(gap.start if gap else hop.span.start, hop.span.end)
         else:
             pieces.append((gap, hop))

@@ -268,14 +268,16 @@ class SessionMachine:
 
     def _seek(self, now_s: float) -> list[Action]:
         if self._state is _State.SEEKING:  # nobody else: those that failed may be back
-            self._avoid = {peer: at_s for peer, at_s in self._avoid.items() if now_s - at_s < AVOID_S}
-        found = mend(self.path, self.terms.owner, frozenset(self._avoid), self._find_hops)
+            self._avoid = {p: at_s for p, at_s in self._avoid.items() if now_s - at_s < AVOID_S}
+        lost = frozenset(self._repair.lost if self._repair else ())
+        avoid = frozenset(self._avoid)
+        found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
         if isinstance(found, str):
             if self._repair is None or now_s - self._repair.since_s > SEEK_LIMIT_S:
                 self._enter(_State.OVER, now_s)
                 hint = "start a worker that hosts these layers: gennode join --layers I:J"
-                lost = Lost(self.terms.session, NoRouteError(found, hint=hint))
-                return [*self._goodbye(self.path), lost]
+                end = Lost(self.terms.session, NoRouteError(found, hint=hint))
+                return [*self._goodbye(self.path), end]
             self._enter(_State.SEEKING, now_s)
             return []
         kept = {hop for index, hop in enumerate(self.path) if index not in self._new}

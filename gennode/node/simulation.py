@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gennode.engine.sample import Sampling
+from gennode.engine.seam import ShardEngine
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
 from gennode.node.prompt import answer
 from gennode.node.simulated import SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.wire.ids import PeerId, Span
+from gennode.wire.manifest import Manifest
 
 LAYERS = 6
 WORKERS = 6
@@ -40,12 +43,12 @@ class Story:
         return self.wrong == 0 and self.right + len(self.refused) == PROMPTS
 
 
-def tell(seed: int) -> Story:
-    """Run the story of one seed. A pure function of it."""
+def tell(seed: int, make_engine: Callable[[Manifest], ShardEngine] = ToyShard) -> Story:
+    """Run the story of one seed. A pure function of it and of the engine that workers have."""
     rng = random.Random(seed)
     swarm = SimulatedSwarm(rng.getrandbits(64))
     manifest = toy_manifest(LAYERS)
-    workers = [swarm.add(_worker(rng, index)) for index in range(WORKERS)]
+    workers = [swarm.add(_worker(rng, index, make_engine(manifest))) for index in range(WORKERS)]
     owner_peer = swarm.add()
     owner = ToyOwner(manifest)
     prompts = [f"story {seed}, prompt {index}" for index in range(PROMPTS)]
@@ -89,8 +92,7 @@ def tell(seed: int) -> Story:
     )
 
 
-def _worker(rng: random.Random, index: int) -> Worker:
-    engine = ToyShard(toy_manifest(LAYERS))
+def _worker(rng: random.Random, index: int, engine: ShardEngine) -> Worker:
     third = LAYERS // 3
     start = index % 3 * third
     engine.load(Span(start, start + third))

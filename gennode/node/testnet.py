@@ -56,8 +56,8 @@ class Testnet:
         if self.cards():
             raise UsageError(f"a testnet runs in {self.folder}", hint="gennode testnet down")
         cards: dict[str, NodeCard] = {}
+        started: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            started: dict[str, subprocess.Popen[bytes]] = {}
             for index, span in enumerate(spans, start=1):
                 bootstrap = cards["worker-1"].addresses if cards else ()
                 started[f"worker-{index}"] = self._start(index, span, options, bootstrap)
@@ -65,6 +65,8 @@ class Testnet:
                     cards |= self._wait_ready(started, on_ready)
             cards |= self._wait_ready(started, on_ready)
         except BaseException:
+            for process in started.values():
+                process.kill()
             self.down()
             raise
         return cards

@@ -1,0 +1,266 @@
+"""The hop machine: what it takes, what it passes on, what it refuses, what it replays."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from gennode.errors import RemoteError, ResourceError
+from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
+from gennode.node.hop import IDLE_S, MAX_QUEUED_STEPS, HopMachine
+from gennode.wire.ids import Hop, Span
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from tests.node.conftest import (
+    FIRST,
+    OWNER,
+    PATH,
+    SECOND,
+    SESSION,
+    SPARE,
+    THIRD,
+    frame,
+    hop_machine,
+    opening,
+    step,
+)
+
+
+def _job(actions: list[Action]) -> OpenJob | StepJob | CloseJob:
+    [run] = actions
+    assert isinstance(run, Run)
+    return run.job
+
+
+def _sent(actions: list[Action]) -> list[object]:
+    return [action.message for action in actions if isinstance(action, Send)]
+
+
+def _open(machine: HopMachine, message: Open | None = None) -> list[Action]:
+    job = _job(machine.receive(OWNER, message or opening(1), b"", 0.0))
+    return machine.computed(job, b"")
+
+
+def _pass(machine: HopMachine, number: int, position: int, attempt: int = 0) -> list[Action]:
+    job = _job(machine.receive(FIRST, step(number, position, attempt=attempt), frame(), 0.0))
+    return machine.computed(job, frame(value=number))
+
+
+def test_a_session_opens_steps_and_closes() -> None:
+    machine = hop_machine(SECOND)
+    assert _open(machine) == [Send(OWNER, Accept(SESSION, 0, 1))]
+    [send] = _pass(machine, 0, 0)
+    assert isinstance(send, Send)
+    assert send.peer == THIRD
+    assert send.message == step(0, 0, layer=4)
+    assert bytes(send.payload) == frame(value=0)
+    assert machine.sessions == 1
+    assert isinstance(_job(machine.receive(OWNER, Close(SESSION), b"", 1.0)), CloseJob)
+    assert machine.sessions == 0
+
+
+def test_the_last_hop_answers_the_owner_with_the_rows_it_wants() -> None:
+    machine = hop_machine(THIRD)
+    _open(machine, opening(2))
+    message = msgspec.structs.replace(step(0, 0, layer=4, rows=5), reply_rows=1)
+    job = _job(machine.receive(SECOND, message, frame(5), 0.0))
+    [send] = machine.computed(job, frame(4) + frame(1, value=9))
+    assert isinstance(send, Send)
+    assert isinstance(send.message, Step)
+    assert (send.peer, send.message.rows, send.message.position) == (OWNER, 1, 4)
+    assert bytes(send.payload) == frame(1, value=9)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (msgspec.structs.replace(opening(1), model="0" * 64), "serves model"),
+        (msgspec.structs.replace(opening(1), max_positions=100_000), "positions"),
+    ],
+)
+def test_what_it_can_not_do_is_refused_in_words(message: Open, reason: str) -> None:
+    [refusal] = _sent(hop_machine(SECOND).receive(OWNER, message, b"", 0.0))
+    assert isinstance(refusal, Refuse)
+    assert reason in refusal.reason
+
+
+def test_sessions_are_counted_in_all_and_by_owner() -> None:
+    machine = hop_machine(SECOND, max_sessions=3, max_sessions_of_one_owner=2)
+    for number in range(2):
+        session = msgspec.structs.replace(opening(1), session=bytes([number]) * 16)
+        assert isinstance(_job(machine.receive(OWNER, session, b"", 0.0)), OpenJob)
+    [refusal] = _sent(machine.receive(OWNER, opening(1), b"", 0.0))
+    assert isinstance(refusal, Refuse)
+    assert "one owner" in refusal.reason
+    other = msgspec.structs.replace(opening(1), session=b"o" * 16)
+    assert isinstance(_job(machine.receive(SPARE, other, b"", 0.0)), OpenJob)
+    [refusal] = _sent(machine.receive(SPARE, opening(1), b"", 0.0))
+    assert isinstance(refusal, Refuse)
+    assert "taken" in refusal.reason
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        PATH[:2],
+        (PATH[0], Hop(SECOND, Span(3, 4)), PATH[2]),
+        (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2]),
+        (PATH[0], Hop(SECOND, Span(2, 7))),
+    ],
+)
+def test_a_path_that_can_not_be_is_the_owners_fault(path: tuple[Hop, ...]) -> None:
+    with pytest.raises(RemoteError):
+        hop_machine(SECOND).receive(OWNER, opening(1, path=path), b"", 0.0)
+
+
+def test_only_the_hop_before_may_send_steps() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    for stranger in (OWNER, THIRD, SPARE):
+        with pytest.raises(RemoteError):
+            machine.receive(stranger, step(0, 0), frame(), 0.0)
+
+
+def test_only_the_owner_may_reopen_or_close() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    with pytest.raises(RemoteError):
+        machine.receive(SPARE, opening(1, attempt=1), b"", 0.0)
+    assert machine.receive(SPARE, Close(SESSION), b"", 0.0) == []
+    assert machine.sessions == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [
+        (step(0, 0), frame()[:-1]),
+        (step(0, 0), b""),
+        (step(0, 0, rows=0), b""),
+        (step(0, 64), frame()),
+        (msgspec.structs.replace(step(0, 0), codec="int8"), frame()),
+    ],
+)
+def test_malformed_steps_are_their_senders_fault(message: Step, payload: bytes) -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    with pytest.raises(RemoteError):
+        machine.receive(FIRST, message, payload, 0.0)
+
+
+def test_repeated_and_late_steps_are_dropped() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    _pass(machine, 0, 0)
+    assert machine.receive(FIRST, step(0, 0), frame(), 0.0) == []
+    assert machine.receive(FIRST, step(1, 1, attempt=7), frame(), 0.0) == []
+    assert machine.receive(FIRST, msgspec.structs.replace(step(1, 1), session=b"x" * 16),
+                           frame(), 0.0) == []  # fmt: skip
+
+
+def test_a_gap_is_told_to_the_owner() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    [failure] = _sent(machine.receive(FIRST, step(0, 3), frame(), 0.0))
+    assert isinstance(failure, Failed)
+    assert failure.index == 1
+
+
+def test_a_queue_without_end_is_a_breach() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    for number in range(MAX_QUEUED_STEPS):
+        machine.receive(FIRST, step(number, 0), frame(), 0.0)
+    with pytest.raises(RemoteError):
+        machine.receive(FIRST, step(MAX_QUEUED_STEPS, 0), frame(), 0.0)
+
+
+def test_a_survivor_replays_what_it_retained_then_accepts() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    for number in range(4):
+        _pass(machine, number, number)
+    path = (PATH[0], PATH[1], Hop(SPARE, Span(4, 6)))
+    again = opening(1, attempt=1, path=path, replay_positions=3, rebuild_until=2)
+    actions = machine.receive(OWNER, again, b"", 0.0)
+    replayed = [(a.peer, a.message.number, a.message.rebuild, bytes(a.payload))
+                for a in actions[:-1] if isinstance(a, Send) and isinstance(a.message, Step)]  # fmt: skip
+    assert replayed == [(SPARE, number, True, frame(value=number)) for number in range(3)]
+    assert actions[-1] == Send(OWNER, Accept(SESSION, 1, 1))
+    assert machine.receive(FIRST, step(4, 4, attempt=0), frame(), 0.0) == []  # the old attempt
+    assert _pass(machine, 3, 3, attempt=1)
+
+
+def test_frames_given_up_for_memory_are_refused_for_replay() -> None:
+    machine = hop_machine(SECOND, retained_bytes=3 * len(frame()))
+    _open(machine)
+    for number in range(5):
+        _pass(machine, number, number)
+    again = opening(1, attempt=1, replay_positions=4, rebuild_until=2)
+    [refusal] = _sent(machine.receive(OWNER, again, b"", 0.0))
+    assert isinstance(refusal, Refuse)
+    assert "no longer retained" in refusal.reason
+
+
+def test_rebuilt_frames_stop_at_the_last_new_hop() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine, opening(1, attempt=1, rebuild_until=1))
+    message = step(0, 0, attempt=1, rebuild=True)
+    job = _job(machine.receive(FIRST, message, frame(), 0.0))
+    assert machine.computed(job, frame()) == []
+    [send] = _pass(machine, 1, 1, attempt=1)
+    assert isinstance(send, Send)
+
+
+def test_results_of_an_older_attempt_are_ignored() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    job = _job(machine.receive(FIRST, step(0, 0), frame(), 0.0))
+    machine.receive(OWNER, opening(1, attempt=1), b"", 0.0)
+    assert machine.computed(job, frame()) == []
+
+
+def test_errors_name_who_is_to_blame() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    for error, index in ((ResourceError("no memory"), 1), (RemoteError("not finite"), 0)):
+        number = 2 - index
+        job = _job(machine.receive(FIRST, step(number, 0), frame(), 0.0))
+        [failure] = _sent(machine.computed(job, error))
+        assert isinstance(failure, Failed)
+        assert failure.index == index
+    [failure] = _sent(machine.peer_down(THIRD))
+    assert isinstance(failure, Failed)
+    assert failure.index == 2
+
+
+def test_a_span_that_can_not_be_loaded_is_refused_and_forgotten() -> None:
+    machine = hop_machine(SECOND)
+    job = _job(machine.receive(OWNER, opening(1), b"", 0.0))
+    actions = machine.computed(job, ResourceError("out of memory"))
+    [refusal] = _sent(actions)
+    assert isinstance(refusal, Refuse)
+    assert machine.sessions == 0
+
+
+def test_pings_tell_how_far_each_hop_is() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    _pass(machine, 0, 0)
+    machine.receive(FIRST, step(1, 1), frame(), 0.0)
+    [pong] = _sent(machine.receive(OWNER, Ping(SESSION, 5), b"", 0.0))
+    assert pong == Pong(SESSION, 5, ((2, 0, True),))
+    [pong] = _sent(machine.receive(SPARE, Ping(SESSION, 5), b"", 0.0))
+    assert pong == Pong(SESSION, 5, ())  # nobody else's business
+
+
+def test_a_silent_owner_is_forgotten() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    assert machine.tick(IDLE_S) == []
+    assert isinstance(_job(machine.tick(IDLE_S + 1)), CloseJob)
+
+
+def test_limits_are_values() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        hop_machine(SECOND)._limits.max_sessions = 3  # type: ignore[misc]

@@ -1,0 +1,310 @@
+"""The session machine: opening, steps, and every way in which a route can break."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from gennode.engine.toy import TOY_DIM
+from gennode.errors import LocalError, NoRouteError, RemoteError
+from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
+from gennode.node.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
+from gennode.node.watch import IDLE_PONGS, PONG_LIMIT_S
+from gennode.wire.ids import Hop, PeerId, Span
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from tests.node.conftest import (
+    FIRST,
+    LAYERS,
+    MODEL,
+    OWNER,
+    PATH,
+    SECOND,
+    SESSION,
+    SPARE,
+    THIRD,
+    frame,
+)
+
+TERMS = SessionTerms(SESSION, OWNER, MODEL, LAYERS, TOY_DIM, "raw", 64)
+
+
+def _spare(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+    return f"layers {span} have no live worker" if SPARE in avoid else (Hop(SPARE, span),)
+
+
+def _nobody(span: Span, _entry: PeerId, _avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+    return f"layers {span} have no live worker"
+
+
+def _sent(actions: list[Action], kind: type) -> list[tuple[PeerId, msgspec.Struct]]:
+    return [(a.peer, a.message) for a in actions
+            if isinstance(a, Send) and isinstance(a.message, kind)]  # fmt: skip
+
+
+def _accept_all(machine: SessionMachine, actions: list[Action], now_s: float) -> list[Action]:
+    """Let every hop that is asked accept, until nothing is asked any more."""
+    told: list[Action] = []
+    while opens := _sent(actions, Open):
+        told += [action for action in actions if not isinstance(action, Send)]
+        actions = [
+            further
+            for peer, message in opens
+            if isinstance(message, Open)
+            for further in machine.receive(
+                peer, Accept(SESSION, message.attempt, message.index), b"", now_s
+            )
+        ]
+    return [*told, *actions]
+
+
+def _ready(find_hops=_spare) -> SessionMachine:  # type: ignore[no-untyped-def]
+    machine = SessionMachine(TERMS, PATH, find_hops)
+    assert _accept_all(machine, machine.start(0.0), 0.0) == [Opened(SESSION, PATH)]
+    return machine
+
+
+def _result(number: int, attempt: int = 0, rows: int = 1) -> Step:
+    return Step(SESSION, attempt, number, LAYERS, number, rows, rows, "raw", False)
+
+
+def _answer(machine: SessionMachine, steps: int) -> None:
+    for number in range(steps):
+        machine.submit(number, 1, 1, frame(value=number), 0.1)
+        machine.receive(THIRD, _result(number), frame(), 0.1)
+
+
+def test_a_step_goes_down_and_its_states_come_back() -> None:
+    machine = _ready()
+    number, actions = machine.submit(0, 3, 1, frame(3), 0.0)
+    [(peer, message)] = _sent(actions, Step)
+    assert isinstance(message, Step)
+    assert (number, peer, message.layer, message.rows) == (0, FIRST, 0, 3)
+    [arrived] = machine.receive(THIRD, _result(0), frame(value=7), 0.1)
+    assert isinstance(arrived, Arrived)
+    np.testing.assert_array_equal(arrived.states, np.full((1, TOY_DIM), 7, np.float32))
+
+
+def test_steps_wait_for_the_route() -> None:
+    machine = SessionMachine(TERMS, PATH, _spare)
+    actions = machine.start(0.0)
+    assert machine.submit(0, 1, 1, frame(), 0.0) == (0, [])
+    assert [peer for peer, _ in _sent(_accept_all(machine, actions, 0.0), Step)] == [FIRST]
+
+
+def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
+    machine = _ready()
+    _answer(machine, 3)
+    machine.submit(3, 1, 1, frame(value=3), 0.2)
+    opening = machine.peer_down(SECOND, "gone", 0.3)
+    path = (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2])
+    assert _sent(opening, Close) == [(SECOND, Close(SESSION))]
+    [(peer, first)] = _sent(opening, Open)
+    assert isinstance(first, Open)
+    assert (peer, first.attempt, first.path, first.replay_positions) == (SPARE, 1, path, 0)
+    joining = machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
+    asked = {p: m.replay_positions for p, m in _sent(joining, Open) if isinstance(m, Open)}
+    assert asked == {FIRST: 3, THIRD: 0}
+    told = _accept_all(machine, joining, 0.4)
+    assert told[0] == Rerouted(SESSION, PATH, path, (SECOND,), "gone")
+    [(peer, again)] = _sent(told, Step)
+    assert isinstance(again, Step)
+    assert (peer, again.number, again.attempt, again.rebuild) == (FIRST, 3, 1, False)
+
+
+def test_a_dead_first_hop_is_rebuilt_from_tokens() -> None:
+    machine = _ready()
+    _answer(machine, 2)
+    machine.submit(2, 1, 1, frame(), 0.2)
+    told = _accept_all(machine, machine.peer_down(FIRST, "gone", 0.3), 0.4)
+    steps = [(m.number, m.rebuild) for _, m in _sent(told, Step) if isinstance(m, Step)]
+    assert steps == [(0, True), (1, True), (2, False)]
+
+
+def test_a_survivor_without_frames_means_a_rebuild_from_tokens() -> None:
+    machine = _ready()
+    _answer(machine, 2)
+    machine.peer_down(SECOND, "gone", 0.3)
+    machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
+    refusal = Refuse(SESSION, 1, 0, "the frames for a replay are no longer retained")
+    told = _accept_all(machine, machine.receive(FIRST, refusal, b"", 0.4), 0.5)
+    steps = [(m.number, m.rebuild) for _, m in _sent(told, Step) if isinstance(m, Step)]
+    assert steps == [(0, True), (1, True)]
+
+
+def test_several_hops_may_die_at_once() -> None:
+    machine = _ready()
+    _answer(machine, 1)
+    machine.peer_down(SECOND, "gone", 0.3)
+    told = _accept_all(machine, machine.peer_down(THIRD, "gone", 0.3), 0.4)
+    [event] = [action for action in told if isinstance(action, Rerouted)]
+    assert event.lost == (SECOND, THIRD)
+    assert event.after == (PATH[0], Hop(SPARE, Span(2, 4)), Hop(SPARE, Span(4, 6)))
+
+
+def test_a_refusal_at_the_start_is_routed_around() -> None:
+    machine = SessionMachine(TERMS, PATH, _spare)
+    machine.start(0.0)
+    actions = machine.receive(SECOND, Refuse(SESSION, 0, 1, "full"), b"", 0.1)
+    told = _accept_all(machine, actions, 0.2)
+    assert told == [Opened(SESSION, (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2]))]
+
+
+def test_late_answers_of_an_older_attempt_are_ignored() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    _accept_all(machine, machine.peer_down(SECOND, "gone", 0.1), 0.2)
+    assert machine.receive(THIRD, _result(0, attempt=0), frame(), 0.3) == []
+    assert len(machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3)) == 1
+    assert machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3) == []  # once only
+
+
+@pytest.mark.parametrize(
+    ("sender", "message", "payload"),
+    [
+        (SECOND, _result(0), frame()),
+        (THIRD, msgspec.structs.replace(_result(0), layer=4), frame()),
+        (THIRD, msgspec.structs.replace(_result(0), rebuild=True), frame()),
+        (THIRD, _result(1), frame()),
+        (THIRD, _result(0, rows=2), frame(2)),
+        (THIRD, _result(0), frame(2)),
+        (SPARE, Accept(SESSION, 0, 1), b""),
+        (SECOND, Accept(SESSION, 0, 9), b""),
+        (FIRST, Failed(SESSION, 0, 2, 0, "that one"), b""),
+    ],
+)
+def test_breaches_are_the_senders(sender: PeerId, message: Step, payload: bytes) -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    with pytest.raises(RemoteError):
+        machine.receive(sender, message, payload, 0.1)
+
+
+def test_a_result_that_is_not_finite_costs_the_last_hop_its_place() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    bad = np.full((1, TOY_DIM), np.nan, np.float32).tobytes()
+    told = _accept_all(machine, machine.receive(THIRD, _result(0), bad, 0.1), 0.2)
+    assert any(isinstance(action, Rerouted) and action.lost == (THIRD,) for action in told)
+
+
+def test_a_failure_replaces_the_hop_that_is_blamed() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    actions = machine.receive(FIRST, Failed(SESSION, 0, 1, 0, "can't be reached"), b"", 0.1)
+    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+
+
+def _watch(machine: SessionMachine, until_s: float, pongs: dict[PeerId, tuple[int, bool]]) -> tuple[
+    float, list[Action]
+]:
+    """Tick; hops in `pongs` answer (highest step passed on, computing), the others are silent."""
+    now_s, first_layer = 0.0, {hop.peer: hop.span.start for hop in PATH}
+    while now_s < until_s:
+        now_s += 0.05
+        actions = machine.tick(now_s)
+        for peer, ping in _sent(actions, Ping):
+            if peer in pongs and isinstance(ping, Ping):
+                pong = Pong(SESSION, ping.nonce, ((first_layer[peer], *pongs[peer]),))
+                actions = [*actions, *machine.receive(peer, pong, b"", now_s)]
+        if _sent(actions, Open):
+            return now_s, actions
+    return now_s, []
+
+
+def test_a_frozen_hop_is_replaced_within_seconds() -> None:
+    machine = _ready()
+    _answer(machine, 3)
+    machine.submit(3, 1, 1, frame(), 0.0)
+    at_s, actions = _watch(machine, 10.0, {FIRST: (3, False), THIRD: (2, False)})
+    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert PONG_LIMIT_S < at_s < 3.0
+
+
+def test_a_hop_that_computes_is_left_alone_and_so_is_the_idle_one_below() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    busy = {FIRST: (0, False), SECOND: (-1, True), THIRD: (-1, False)}
+    assert _watch(machine, 30.0, busy)[1] == []
+
+
+def test_a_hop_that_is_idle_although_the_step_reached_it_is_replaced() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    stuck = {FIRST: (0, False), SECOND: (-1, False), THIRD: (-1, False)}
+    at_s, actions = _watch(machine, 30.0, stuck)
+    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert at_s < 2.0 + (IDLE_PONGS + 1) * 0.3
+
+
+def test_no_work_may_take_for_ever() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    busy = {FIRST: (0, False), SECOND: (-1, True), THIRD: (-1, False)}
+    at_s, actions = _watch(machine, WORK_LIMIT_S + 1, busy)
+    assert actions
+    assert at_s > WORK_LIMIT_S
+
+
+def test_layers_that_nobody_has_are_waited_for_then_given_up() -> None:
+    machine = _ready(_nobody)
+    assert machine.peer_down(SECOND, "gone", 0.0) == []
+    now_s, actions = 0.0, list[Action]()
+    while not actions:
+        now_s += 0.1
+        actions = machine.tick(now_s)
+    [lost] = [action for action in actions if isinstance(action, Lost)]
+    assert isinstance(lost.error, NoRouteError)
+    assert lost.error.hint
+    assert SEEK_LIMIT_S < now_s < SEEK_LIMIT_S + 1
+    assert machine.is_over
+
+
+def test_layers_that_come_back_in_time_end_the_wait() -> None:
+    back: list[bool] = []
+
+    def later(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+        return _spare(span, entry, avoid) if back else _nobody(span, entry, avoid)
+
+    machine = _ready(later)
+    _answer(machine, 2)
+    assert machine.peer_down(SECOND, "gone", 1.0) == []
+    back.append(True)
+    told = _accept_all(machine, machine.tick(2.0), 2.0)
+    assert any(isinstance(action, Rerouted) for action in told)
+
+
+def test_a_peer_that_failed_and_came_back_counts_as_new() -> None:
+    only: list[Hop] = [PATH[1]]
+
+    def find(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+        return tuple(only) if span == PATH[1].span and SECOND not in avoid else "nobody"
+
+    machine = _ready(find)
+    _answer(machine, 2)
+    machine.peer_down(SECOND, "gone", 1.0)
+    actions: list[Action] = []
+    now_s = 1.0
+    while not actions:
+        now_s += 0.5
+        actions = machine.tick(now_s)
+    [(peer, message)] = _sent(actions, Open)
+    assert peer == SECOND
+    joining = machine.receive(SECOND, Accept(SESSION, 1, 1), b"", now_s)
+    asked = {p: m.replay_positions for p, m in _sent(joining, Open) if isinstance(m, Open)}
+    assert asked == {FIRST: 2, THIRD: 0}
+    assert isinstance(message, Open)
+
+
+def test_closing_tells_every_hop_once() -> None:
+    machine = _ready()
+    assert [peer for peer, _ in _sent(machine.close(), Close)] == [FIRST, SECOND, THIRD]
+    assert machine.close() == []
+    assert machine.tick(100.0) == []
+
+
+def test_a_step_under_way_can_not_be_replaced() -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    with pytest.raises(LocalError):
+        machine.submit(0, 1, 1, frame(), 0.0)
