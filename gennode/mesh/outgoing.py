@@ -19,7 +19,8 @@ DIAL_TIMEOUT_S = 10.0  # a first contact may have to look the peer up in the DHT
 RESUME_TIMEOUT_S = 5.0  # a session stalls meanwhile: longer, and a new worker is found sooner
 WELCOME_TIMEOUT_S = 5.0
 STEADY_S = 1.0  # a stream that lived this long, or carried something, was worth reopening
-MAX_RESETS = 4  # in a row, of streams that were not
+MAX_RESETS = 5  # in a row, of streams that were not
+RESET_DELAY_S = 0.02  # doubled each time: 0.3 s in all for the transport to see a dead connection
 
 
 class Outgoing:
@@ -91,7 +92,8 @@ class Outgoing:
             self.abort()
             self._on_over(self, reason, breach)
 
-    async def _dial(self, timeout_s: float) -> None:
+    async def _dial(self, timeout_s: float, delay_s: float = 0.0) -> None:
+        await asyncio.sleep(delay_s)
         try:
             async with asyncio.timeout(timeout_s):
                 stream = await self._reach(timeout_s)
@@ -148,4 +150,5 @@ class Outgoing:
         if self._resets > MAX_RESETS:
             self._give_up(f"its streams keep breaking: {reason}", breach=False)
         else:
-            self._dialling = self._spawn(self._dial(RESUME_TIMEOUT_S))
+            delay_s = RESET_DELAY_S * 2 ** (self._resets - 2) if self._resets > 1 else 0.0
+            self._dialling = self._spawn(self._dial(RESUME_TIMEOUT_S, delay_s))
