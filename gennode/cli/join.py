@@ -21,18 +21,31 @@ from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_te
 @click.option("--gpu", "device", flag_value="cuda", help="Compute on the GPU (exit 7 without).")
 @click.option("--cpu", "device", flag_value="cpu", default="cpu", help="Compute on the CPU.")
 @model_option
-@click.option("--layers", type=Layers(), default="auto", show_default=True,
-              help="Which layers; auto takes those that the swarm lacks most.")  # fmt: skip
+@click.option(
+    "--layers",
+    type=Layers(),
+    default="auto",
+    show_default=True,
+    help="Which layers; auto takes those that the swarm lacks most.",
+)
 @bootstrap_option
-@click.option("--memory", type=Size(), show_default="half of what is free",
-              help="How much memory layers and their caches may take, such as 8G.")  # fmt: skip
-@click.option("--host", default="127.0.0.1", show_default=True,
-              help="IP address to listen on; give a reachable one to serve other machines.")  # fmt: skip
+@click.option(
+    "--memory",
+    type=Size(),
+    show_default="half of what is free",
+    help="How much memory layers and their caches may take, such as 8G.",
+)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="IP address to listen on; give a reachable one to serve other machines.",
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option
 @JSON_OPTION
-def command(  # noqa: PLR0913
+def command(
     *,
     device: str,
     model: str,
@@ -52,7 +65,7 @@ def command(  # noqa: PLR0913
     tame_threads(threads)
     import asyncio
 
-    from gennode.node.join import JoinOptions, Joined, join
+    from gennode.node.join import Joined, JoinOptions, join
     from gennode.wire.ids import Span
 
     def on_ready(joined: Joined) -> None:
@@ -60,7 +73,8 @@ def command(  # noqa: PLR0913
             print_json(joined)
             return
         loaded = spans_text(joined.spans)
-        note(f"hosting layers {loaded} of {joined.layers} ({joined.layer_time_s * 1e3:.2f} ms each)")
+        each_ms = joined.layer_time_s * 1e3
+        note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
         note("others join, or ask, with:")
         for address in joined.addresses:
             print(f"  --bootstrap {address}", flush=True)

@@ -22,9 +22,7 @@ class Size(click.ParamType[int]):
 
     name = "size"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Text to bytes."""
         if isinstance(value, int):
             return value
@@ -47,8 +45,11 @@ class Layers(click.ParamType[tuple[int, int] | None]):
             return None
         match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", str(value))
         if match is None or int(match[1]) >= int(match[2]):
-            self.fail(f"{value!r} is no range of layers; write auto, or 0:8 for the first eight",
-                      param, ctx)  # fmt: skip
+            self.fail(
+                f"{value!r} is no range of layers; write auto, or 0:8 for the first eight",
+                param,
+                ctx,
+            )
         return int(match[1]), int(match[2])
 
 
@@ -86,17 +87,42 @@ def bootstrap_option(command: F) -> F:
 def sampling_options(command: F) -> F:
     """How tokens are chosen."""
     for option in (
-        click.option("--max-tokens", type=click.IntRange(1, 1 << 20), default=128,
-                     show_default=True, help="End the answer after so many tokens."),
-        click.option("--temperature", type=click.FloatRange(0.0, 100.0), default=0.0,
-                     show_default=True, help="0 takes the likeliest token."),
-        click.option("--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0,
-                     show_default=True, help="Choose among the likeliest tokens of this mass."),
-        click.option("--seed", type=click.IntRange(0, (1 << 63) - 1), default=0,
-                     show_default=True, help="The same seed gives the same answer."),
-        click.option("--codec", type=click.Choice(["int8-outlier", "int8", "raw"]),
-                     default="int8-outlier", show_default=True, help="How states travel."),
-    ):  # fmt: skip
+        click.option(
+            "--max-tokens",
+            type=click.IntRange(1, 1 << 20),
+            default=128,
+            show_default=True,
+            help="End the answer after so many tokens.",
+        ),
+        click.option(
+            "--temperature",
+            type=click.FloatRange(0.0, 100.0),
+            default=0.0,
+            show_default=True,
+            help="0 takes the likeliest token.",
+        ),
+        click.option(
+            "--top-p",
+            type=click.FloatRange(0.0, 1.0, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Choose among the likeliest tokens of this mass.",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, (1 << 63) - 1),
+            default=0,
+            show_default=True,
+            help="The same seed gives the same answer.",
+        ),
+        click.option(
+            "--codec",
+            type=click.Choice(["int8-outlier", "int8", "raw"]),
+            default="int8-outlier",
+            show_default=True,
+            help="How states travel.",
+        ),
+    ):
         command = option(command)
     return command
 

@@ -103,9 +103,14 @@ def ask(*, prompt: str, model: str, state: Path, as_json: bool, **how: Any) -> N
 
 @command.command()
 @click.argument("name")
-@click.option("--signal", "kind", type=click.Choice(["KILL", "STOP", "CONT", "TERM"]),
-              default="KILL", show_default=True,
-              help="KILL it, STOP (freeze) it, let it CONTinue, or ask it to leave (TERM).")  # fmt: skip
+@click.option(
+    "--signal",
+    "kind",
+    type=click.Choice(["KILL", "STOP", "CONT", "TERM"]),
+    default="KILL",
+    show_default=True,
+    help="KILL it, STOP (freeze) it, let it CONTinue, or ask it to leave (TERM).",
+)
 @state_option
 @JSON_OPTION
 def kill(*, name: str, kind: str, state: Path, as_json: bool) -> None:

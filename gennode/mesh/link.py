@@ -99,6 +99,8 @@ class Sender:
         self._tried = 0  # how many were ever sent, on any stream
         self._acknowledged = 0
         self._ending = self._end_sent = False
+        self.pushed_bytes = 0
+        """What all messages so far take on a stream, each counted once."""
         self.unacknowledged_bytes = 0
         self.queued_bytes = 0
         self.is_open = False
@@ -128,6 +130,7 @@ class Sender:
         record = _Record(_RECORD.pack(Kind.FRAME, self._next, length) + head, payload)
         self._next += 1
         self._queue.append(record)
+        self.pushed_bytes += record.size
         self.queued_bytes += record.size
         written = self._pump()
         if self.queued_bytes > MAX_QUEUED_BYTES:

@@ -107,6 +107,10 @@ class Links:
             )
         outgoing.send(message, payload)
 
+    def pushed_bytes(self) -> int:
+        """What the messages took that were sent on the links that are up."""
+        return sum(outgoing.pushed_bytes for outgoing in self._outgoing.values())
+
     def close_peer(self, peer: PeerId) -> None:
         """End our link to a peer once all has arrived; nothing is reported if that fails.
 

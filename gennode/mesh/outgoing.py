@@ -55,6 +55,11 @@ class Outgoing:
         self._is_over = False
         self._dialling = spawn(self._dial(DIAL_TIMEOUT_S))
 
+    @property
+    def pushed_bytes(self) -> int:
+        """What all messages to this peer took, each counted once."""
+        return self._sender.pushed_bytes
+
     def send(self, message: Message, payload: Buffer) -> None:
         """Write a message to the stream, or queue it until there is one."""
         if self._is_over:

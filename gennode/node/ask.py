@@ -102,9 +102,7 @@ class Asker:
         if isinstance(event, Opened):
             self.route = event.route
             return
-        failover = Failover(
-            event.lost, event.reason, event.before, event.after, self.tokens_given
-        )
+        failover = Failover(event.lost, event.reason, event.before, event.after, self.tokens_given)
         self.failovers.append(failover)
         self.on_failover(failover)
 
@@ -125,7 +123,10 @@ async def asking(
 
     try:
         async with LiveNode(
-            transport, key, codec_name=codec_name, on_event=lambda event: asker.heard(event)
+            transport,
+            key,
+            codec_name=codec_name,
+            on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
         ) as node:
             asker = Asker(node, owner, on_failover)
             await node.bootstrap(bootstrap)

@@ -35,6 +35,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     peer: PeerId
     addresses: tuple[str, ...]
     sessions: int
+    steps: int
+    compute_s: float
+    codec_s: float
+    sent_bytes: int
     workers: tuple[WorkerView, ...]
 
 
@@ -52,8 +56,16 @@ def status_of(node: LiveNode) -> NodeStatus:
         )
         for seen in node.live()
     )
+    work = node.work
     return NodeStatus(
-        node.machine.peer, node.transport.addresses(), node.machine.hosted_sessions, workers
+        peer=node.machine.peer,
+        addresses=node.transport.addresses(),
+        sessions=node.machine.hosted_sessions,
+        steps=work.steps,
+        compute_s=work.compute_s,
+        codec_s=work.codec_s,
+        sent_bytes=node.sent_bytes(),
+        workers=workers,
     )
 
 

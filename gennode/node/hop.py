@@ -231,9 +231,7 @@ class HopMachine:
                     actions.append(self._forward(hosted, frame, rebuild=True))
         return [*actions, Send(hosted.owner, reply)]
 
-    def _opened(
-        self, job: OpenJob, hosted: _Hosted, outcome: bytes | GennodeError
-    ) -> list[Action]:
+    def _opened(self, job: OpenJob, hosted: _Hosted, outcome: bytes | GennodeError) -> list[Action]:
         message = hosted.opened
         if isinstance(outcome, GennodeError):
             reason = str(outcome)[:MAX_REASON]

@@ -1,4 +1,4 @@
-"""`gennode join` without its words: find a place in the swarm, load it, serve until told to stop."""
+"""`gennode join` without its words: find a place in the swarm, load it, serve until stopped."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ async def join(
     with state.locked():
         key = state.key()
         with progress("checking the model's files") as report:
-            folder = open_model(find_model(options.model), progress=report,
-                                cache=options.state / "hashes")  # fmt: skip
+            folder = open_model(
+                find_model(options.model), progress=report, cache=options.state / "hashes"
+            )
         worker = _worker(folder, options)
         transport = await P2pdTransport.start(key, host=options.host, port=options.port)
         try:
@@ -94,8 +95,15 @@ async def join(
                 with _control_folder() as control:
                     async with answering(node, control / "control.sock"):
                         joined = _joined(node, worker)
-                        state.publish(NodeCard(key.peer, os.getpid(), joined.addresses,
-                                               str(control / "control.sock"), joined.model))  # fmt: skip
+                        state.publish(
+                            NodeCard(
+                                key.peer,
+                                os.getpid(),
+                                joined.addresses,
+                                str(control / "control.sock"),
+                                joined.model,
+                            )
+                        )
                         on_ready(joined)
                         await stop.wait()
         finally:
@@ -106,9 +114,7 @@ def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
     shape = folder.manifest.shape
     memory_bytes = options.memory_bytes or psutil.virtual_memory().available // 2
     positions = min(PLANNED_POSITIONS, shape.max_positions)
-    capacity = layers_that_fit(
-        shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions
-    )
+    capacity = layers_that_fit(shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions)
     if options.span is not None and options.span.end > shape.layers:
         raise UsageError(
             f"{options.model} has {shape.layers} layers, not {options.span.end}",

@@ -21,6 +21,7 @@ from gennode.node.actions import (
     Action,
     Arrived,
     CloseJob,
+    Event,
     Job,
     Lost,
     Opened,
@@ -30,9 +31,9 @@ from gennode.node.actions import (
     Send,
 )
 from gennode.node.peer import PeerMachine
-from gennode.node.worker import Worker
+from gennode.node.worker import Work, Worker
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Announcement, CodecName, Message
 from gennode.wire.signing import Key
 
@@ -181,6 +182,15 @@ class LiveNode:
         """Every announcement that is alive."""
         return self.machine.live(self._now_s())
 
+    @property
+    def work(self) -> Work:
+        """What this node has computed for others."""
+        return self._worker.work if self._worker else Work()
+
+    def sent_bytes(self) -> int:
+        """What this node has sent to the peers that it has links to."""
+        return self._links.pushed_bytes()
+
     def _known(self) -> list[PeerId]:
         return list(self._neighbours)
 
@@ -204,24 +214,29 @@ class LiveNode:
                     self._links.send(action.peer, action.message, action.payload)
                 case Run():
                     self._run(action.job)
-                case Arrived():
-                    waiting = self._awaited.get(action.session, {}).pop(action.number, None)
-                    if waiting is not None and not waiting.done():
-                        waiting.set_result(action.states)
-                case Opened():
-                    opened = self._opened[action.session]
-                    if not opened.done():
-                        opened.set_result(None)
-                    self._on_event(action)
-                case Rerouted():
-                    self._on_event(action)
-                case Lost():
-                    self._lose(action)
+                case _:
+                    self._tell(action)
         if self.machine.directory_version != self._directory_seen:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
             for seen in self.live():
                 self._links.learn(seen.peer, seen.addresses)
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Arrived():
+                waiting = self._awaited.get(event.session, {}).pop(event.number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(event.states)
+            case Opened():
+                opened = self._opened[event.session]
+                if not opened.done():
+                    opened.set_result(None)
+                self._on_event(event)
+            case Rerouted():
+                self._on_event(event)
+            case Lost():
+                self._lose(event)
 
     def _lose(self, lost: Lost) -> None:
         _fail(self._opened[lost.session], lost.error)
@@ -302,9 +317,7 @@ class LivePipeline:
         self._session = session
         self._codec = codec(node.codec)
 
-    def step(
-        self, position: int, states: States, *, reply_rows: int
-    ) -> asyncio.Future[States]:
+    def step(self, position: int, states: States, *, reply_rows: int) -> asyncio.Future[States]:
         """Send states down the route now; the future holds the result."""
         payload = self._codec.encode(states)
         return self._node.submit(self._session, position, len(states), reply_rows, payload)

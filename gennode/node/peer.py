@@ -18,13 +18,11 @@ from gennode.wire.messages import (
     AgedAnnouncement,
     Announcement,
     Announcements,
-    Close,
     CodecName,
     Digest,
     Failed,
     Message,
     Open,
-    Ping,
     Pong,
     Refuse,
     Step,
@@ -169,9 +167,7 @@ class PeerMachine:
         session = SessionId(self._rng.randbytes(16))
         terms = SessionTerms(session, self.peer, model, layers, dim, codec, max_positions)
 
-        def find_hops(
-            span: Span, entry: PeerId, avoid: frozenset[PeerId]
-        ) -> tuple[Hop, ...] | str:
+        def find_hops(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
             patch = self.route(model, span, entry, avoid, self._now_s)
             return patch.reason if isinstance(patch, Gap) else patch.hops
 

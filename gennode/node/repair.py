@@ -48,9 +48,7 @@ def _patch(
     return None if alike or len(mended) > MAX_ROUTE_HOPS else tuple(mended)
 
 
-def _gaps(
-    path: tuple[Hop, ...], lost: frozenset[PeerId]
-) -> list[tuple[Span | None, Hop | None]]:
+def _gaps(path: tuple[Hop, ...], lost: frozenset[PeerId]) -> list[tuple[Span | None, Hop | None]]:
     """Each surviving hop with the run of lost layers right before it; the last hop is None."""
     pieces: list[tuple[Span | None, Hop | None]] = []
     gap: Span | None = None

@@ -12,6 +12,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from gennode.engine.seam import OwnerEngine, States
@@ -121,16 +122,13 @@ class SimulatedSwarm:
         """The process dies: links to it break at once and can't be resumed."""
         self.peers[peer].alive = False
         for other in self.peers:
-            if other != peer:
-                delay_s = self.rng.uniform(0.001, 0.1)
-                self.after(delay_s, lambda other=other: self._down(other, peer))  # type: ignore[misc]
+            self.after(self.rng.uniform(0.001, 0.1), partial(self._down, other, peer))
 
     def blackout(self, peer: PeerId) -> None:
         """The machine loses power: nobody is told, links time out."""
         self.peers[peer].alive = False
         for other in self.peers:
-            if other != peer:
-                self.after(RESUME_LIMIT_S, lambda other=other: self._down(other, peer))  # type: ignore[misc]
+            self.after(RESUME_LIMIT_S, partial(self._down, other, peer))
 
     def freeze(self, peer: PeerId, duration_s: float) -> None:
         """The process stops (SIGSTOP) and goes on later with all that waited for it."""

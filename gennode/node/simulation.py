@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import ShardEngine
@@ -108,10 +109,10 @@ def _plan_faults(
         fault, at_s = rng.choice(FAULTS), rng.uniform(0.0, 2.5)
         if fault == "freeze":
             duration_s = rng.uniform(0.2, 6.0)
-            swarm.after(at_s, lambda v=victim, d=duration_s: swarm.freeze(v, d))  # type: ignore[misc]
+            swarm.after(at_s, partial(swarm.freeze, victim, duration_s))
         else:
             hurt = swarm.crash if fault == "crash" else swarm.blackout
-            swarm.after(at_s, lambda v=victim, h=hurt: h(v))  # type: ignore[misc]
+            swarm.after(at_s, partial(hurt, victim))
         told.append(f"{fault} of worker {workers.index(victim) + 1} at {at_s:.2f} s")
     return tuple(told)
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from gennode.engine.seam import ShardEngine, StepInput
 from gennode.errors import GennodeError, ResourceError
-from gennode.node.actions import CloseJob, Job, OpenJob
+from gennode.node.actions import CloseJob, Job, OpenJob, StepJob
 from gennode.node.hop import HopLimits, HopMachine
 from gennode.node.peer import WorkerFacts
 from gennode.wire.activations import codec
 from gennode.wire.ids import PeerId
+
+
+@dataclass
+class Work:
+    """What a worker has done since it started."""
+
+    steps: int = 0
+    compute_s: float = 0.0
+    codec_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,8 @@ class Worker:
     engine: ShardEngine
     layers: int
     capacity_layers: int
-    limits: HopLimits = HopLimits()
+    limits: HopLimits = field(default_factory=HopLimits)
+    work: Work = field(default_factory=Work)
 
     def facts(self) -> WorkerFacts:
         """What to announce now; measures the engine the first time."""
@@ -65,7 +76,16 @@ class Worker:
         if isinstance(job, CloseJob):
             engine.close(job.key)
             return b""
-        wire = codec(job.codec)
-        states = wire.decode(job.payload, engine.dim)
-        [output] = engine.step([StepInput(job.key, job.position, states)])
-        return wire.encode(output)
+        return self._step(job)
+
+    def _step(self, job: StepJob) -> bytes:
+        wire, start_s = codec(job.codec), time.perf_counter()
+        states = wire.decode(job.payload, self.engine.dim)
+        decoded_s = time.perf_counter()
+        [output] = self.engine.step([StepInput(job.key, job.position, states)])
+        computed_s = time.perf_counter()
+        payload = wire.encode(output)
+        self.work.steps += 1
+        self.work.compute_s += computed_s - decoded_s
+        self.work.codec_s += time.perf_counter() - computed_s + decoded_s - start_s
+        return payload

@@ -154,8 +154,10 @@ def test_repeated_and_late_steps_are_dropped() -> None:
     _pass(machine, 0, 0)
     assert machine.receive(FIRST, step(0, 0), frame(), 0.0) == []
     assert machine.receive(FIRST, step(1, 1, attempt=7), frame(), 0.0) == []
-    assert machine.receive(FIRST, msgspec.structs.replace(step(1, 1), session=b"x" * 16),
-                           frame(), 0.0) == []  # fmt: skip
+    assert (
+        machine.receive(FIRST, msgspec.structs.replace(step(1, 1), session=b"x" * 16), frame(), 0.0)
+        == []
+    )
 
 
 def test_a_gap_is_told_to_the_owner() -> None:
@@ -183,8 +185,11 @@ def test_a_survivor_replays_what_it_retained_then_accepts() -> None:
     path = (PATH[0], PATH[1], Hop(SPARE, Span(4, 6)))
     again = opening(1, attempt=1, path=path, replay_positions=3, rebuild_until=2)
     actions = machine.receive(OWNER, again, b"", 0.0)
-    replayed = [(a.peer, a.message.number, a.message.rebuild, bytes(a.payload))
-                for a in actions[:-1] if isinstance(a, Send) and isinstance(a.message, Step)]  # fmt: skip
+    replayed = [
+        (a.peer, a.message.number, a.message.rebuild, bytes(a.payload))
+        for a in actions[:-1]
+        if isinstance(a, Send) and isinstance(a.message, Step)
+    ]
     assert replayed == [(SPARE, number, True, frame(value=number)) for number in range(3)]
     assert actions[-1] == Send(OWNER, Accept(SESSION, 1, 1))
     assert machine.receive(FIRST, step(4, 4, attempt=0), frame(), 0.0) == []  # the old attempt

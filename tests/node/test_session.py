@@ -38,8 +38,9 @@ def _nobody(span: Span, _entry: PeerId, _avoid: frozenset[PeerId]) -> tuple[Hop,
 
 
 def _sent(actions: list[Action], kind: type) -> list[tuple[PeerId, msgspec.Struct]]:
-    return [(a.peer, a.message) for a in actions
-            if isinstance(a, Send) and isinstance(a.message, kind)]  # fmt: skip
+    return [
+        (a.peer, a.message) for a in actions if isinstance(a, Send) and isinstance(a.message, kind)
+    ]
 
 
 def _accept_all(machine: SessionMachine, actions: list[Action], now_s: float) -> list[Action]:
@@ -195,9 +196,9 @@ def test_a_failure_replaces_the_hop_that_is_blamed() -> None:
     assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
 
 
-def _watch(machine: SessionMachine, until_s: float, pongs: dict[PeerId, tuple[int, bool]]) -> tuple[
-    float, list[Action]
-]:
+def _watch(
+    machine: SessionMachine, until_s: float, pongs: dict[PeerId, tuple[int, bool]]
+) -> tuple[float, list[Action]]:
     """Tick; hops in `pongs` answer (highest step passed on, computing), the others are silent."""
     now_s, first_layer = 0.0, {hop.peer: hop.span.start for hop in PATH}
     while now_s < until_s:

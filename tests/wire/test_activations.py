@@ -85,7 +85,9 @@ def test_wrong_types_are_our_own_fault() -> None:
 @given(
     st.sampled_from(NAMES),
     st.sampled_from(DIMS),
-    st.lists(st.floats(width=32, min_value=-(2.0**99), max_value=2.0**99), min_size=1, max_size=128),
+    st.lists(
+        st.floats(width=32, min_value=-(2.0**99), max_value=2.0**99), min_size=1, max_size=128
+    ),
 )
 def test_any_finite_row_round_trips(name: CodecName, dim: int, values: list[float]) -> None:
     states = np.resize(np.array(values, np.float32), (1, dim))
