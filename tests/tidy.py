@@ -32,7 +32,7 @@ SEAMS = {  # the only place where each outside thing may be imported
     "transformers": (),
     "web3": ("gennode/node/anchor.py",),
 }
-WITHOUT_TORCH = ("gennode/engine/toy.py", "gennode/engine/seam.py", "gennode/engine/sample.py")
+WITHOUT_TORCH = tuple(f"gennode/engine/{name}.py" for name in ("contract", "sample", "seam", "toy"))
 SHOWS_FORBIDDEN_ACTS = "tests/audited.py"  # to prove that the audit hook sees them
 PURE = ("gennode/wire/", "gennode/sharding/", "gennode/verify/", "gennode/consensus/")
 UNITLESS = frozenset({"delay", "duration", "interval", "latency", "timeout", "ttl"})
