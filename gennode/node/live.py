@@ -101,7 +101,12 @@ class LiveNode:
         trace: TracebackType | None,
     ) -> None:
         self._act(self.machine.leave(self._now_s(), self._known()))
-        await self._stack.__aexit__(kind, error, trace)
+        try:
+            await self._stack.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            if group.exceptions != (error,):
+                raise
+            # what the body raised goes on as it is, not inside an exception group
 
     async def in_engine_thread(self, call: Callable[[], T]) -> T:
         """Run something long, such as loading layers, where jobs run: one at a time."""
