@@ -1,5 +1,5 @@
 # Needs git, make and Python 3.11 or newer; everything else lands in .venv.
-# Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves gigabytes.
+# Without a GPU, have pip find PyTorch's builds for the CPU: they are gigabytes smaller.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +24,7 @@ setup: $(STAMP) ## install gennode and what it needs into .venv, once
 demo: setup ## a swarm on this machine answers, and survives a kill
 	$(BIN)/gennode demo
 
-simulate: setup ## a thousand simulated peers, faster than life
+simulate: setup ## seeded stories of failing swarms, faster than life
 	$(BIN)/gennode simulate
 
 test: lint ## everything that a change must pass

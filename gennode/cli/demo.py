@@ -89,6 +89,7 @@ async def _show(
         print(f"\nroute before: {route_text(failover.before, names)}")
         print(f"killed:       {killed[0]} with SIGKILL after {failover.after_tokens} tokens")
         print(f"route after:  {route_text(failover.after, names)}")
+        print(f"longest wait: {broken.longest_gap_s:.2f} s between two tokens")
         print(f"same {len(whole.tokens)} tokens", flush=True)
     return {
         "prompt": prompt,
@@ -96,6 +97,7 @@ async def _show(
         "tokens": whole.tokens,
         "killed": killed[0],
         "failovers": broken.failovers,
+        "longest_gap_s": broken.longest_gap_s,
         "same": broken.tokens == whole.tokens,
     }
 

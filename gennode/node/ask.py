@@ -19,6 +19,7 @@ from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.live import LiveNode
 from gennode.node.prompt import answer
+from gennode.node.state import hash_cache
 from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import SEED_BYTES, Key
@@ -46,6 +47,8 @@ class Answer(msgspec.Struct, frozen=True):
     first_token_s: float
     seconds_per_token: float
     """Mean over all tokens but the first; 0 if there is one only."""
+    longest_gap_s: float
+    """The longest wait between two tokens."""
     failovers: tuple[Failover, ...]
 
 
@@ -74,19 +77,24 @@ class Asker:
         text = TextStream(self.owner.detokenize)
         tokens: list[int] = []
         pieces: list[str] = []
-        start_s = first_s = time.perf_counter()
+        start_s = first_s = last_s = time.perf_counter()
+        longest_gap_s = 0.0
         async with aclosing(answer(prompt, self.owner, self.node, sampling)) as stream:
             async for token in stream:
-                if not tokens:
-                    first_s = time.perf_counter()
+                now_s = time.perf_counter()
+                if tokens:
+                    longest_gap_s = max(longest_gap_s, now_s - last_s)
+                else:
+                    first_s = now_s
                     on_route(self.route)
+                last_s = now_s
                 tokens.append(token)
                 self.tokens_given = len(tokens)
                 pieces.append(text.push(token))
                 on_text(pieces[-1])
         pieces.append(text.finish())
         on_text(pieces[-1])
-        rest_s = time.perf_counter() - first_s
+        rest_s = last_s - first_s
         return Answer(
             text="".join(pieces),
             tokens=tuple(tokens),
@@ -94,6 +102,7 @@ class Asker:
             codec=self.node.codec,
             first_token_s=first_s - start_s,
             seconds_per_token=rest_s / (len(tokens) - 1) if len(tokens) > 1 else 0.0,
+            longest_gap_s=longest_gap_s,
             failovers=tuple(self.failovers),
         )
 
@@ -116,7 +125,7 @@ async def asking(
     on_failover: Callable[[Failover], None] = lambda _failover: None,
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any."""
-    folder = open_model(find_model(model))
+    folder = open_model(find_model(model), cache=hash_cache())
     owner = await asyncio.to_thread(LlamaOwner, folder)
     key = Key(os.urandom(SEED_BYTES))
     transport = await P2pdTransport.start(key)

@@ -26,6 +26,7 @@ from gennode.wire.messages import (
 )
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
+ORPHAN_S = 10.0  # an owner whose link broke may still come back
 MAX_QUEUED_STEPS = 64  # steps of one session that wait for the engine
 MAX_QUEUED_BYTES = 64 * 1024 * 1024  # their frames: a 4,096-token prompt at dim 8192 is 36 MiB
 MAX_REASON = 200
@@ -151,8 +152,14 @@ class HopMachine:
             return [self._failed(hosted, blamed, job.number, str(outcome))]
         return self._pass_on(job, hosted, outcome)
 
-    def peer_down(self, peer: PeerId) -> list[Action]:
-        """A peer can't be reached: tell the owners whose next hop it was."""
+    def peer_down(self, peer: PeerId, now_s: float) -> list[Action]:
+        """A peer can't be reached: tell the owners whose next hop it was.
+
+        If it owns sessions here, they wait for it a little and are forgotten then.
+        """
+        for hosted in self._hosted.values():
+            if hosted.owner == peer:
+                hosted.heard_s = min(hosted.heard_s, now_s + ORPHAN_S - IDLE_S)
         return [
             self._failed(hosted, hosted.opened.index + 1, hosted.passed, "can't be reached")
             for hosted in self._hosted.values()

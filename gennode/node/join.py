@@ -23,7 +23,7 @@ from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.control import answering
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
-from gennode.node.state import NodeCard, StateFolder
+from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
@@ -83,9 +83,7 @@ async def join(
     with state.locked():
         key = state.key()
         with progress("checking the model's files") as report:
-            folder = open_model(
-                find_model(options.model), progress=report, cache=options.state / "hashes"
-            )
+            folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
         worker = _worker(folder, options)
         transport = await P2pdTransport.start(key, host=options.host, port=options.port)
         try:

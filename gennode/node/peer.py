@@ -234,7 +234,7 @@ class PeerMachine:
         """A peer can't be reached any more."""
         self._now_s = now_s
         self._shunned[peer] = now_s
-        actions = self._hops.peer_down(peer) if self._hops else []
+        actions = self._hops.peer_down(peer, now_s) if self._hops else []
         for machine in list(self._sessions.values()):
             actions += machine.peer_down(peer, reason, now_s)
         return actions

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import platformdirs
 
 from gennode.errors import LocalError, ResourceError, UsageError
 from gennode.wire.ids import ModelId, PeerId
@@ -18,6 +19,11 @@ from gennode.wire.signing import SEED_BYTES, Key
 _KEY, _LOCK, _CARD = "node.key", "node.lock", "node.json"
 _MAX_CARD_BYTES = 64 * 1024
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
+
+
+def hash_cache() -> Path:
+    """Where the hashes of model files are remembered, for all nodes of this user."""
+    return platformdirs.user_cache_path("gennode") / "hashes"
 
 
 class NodeCard(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ import pytest
 
 from gennode.errors import RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
-from gennode.node.hop import IDLE_S, MAX_QUEUED_STEPS, HopMachine
+from gennode.node.hop import IDLE_S, MAX_QUEUED_STEPS, ORPHAN_S, HopMachine
 from gennode.wire.ids import Hop, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (
@@ -234,7 +234,7 @@ def test_errors_name_who_is_to_blame() -> None:
         [failure] = _sent(machine.computed(job, error))
         assert isinstance(failure, Failed)
         assert failure.index == index
-    [failure] = _sent(machine.peer_down(THIRD))
+    [failure] = _sent(machine.peer_down(THIRD, 0.0))
     assert isinstance(failure, Failed)
     assert failure.index == 2
 
@@ -264,6 +264,14 @@ def test_a_silent_owner_is_forgotten() -> None:
     _open(machine)
     assert machine.tick(IDLE_S) == []
     assert isinstance(_job(machine.tick(IDLE_S + 1)), CloseJob)
+
+
+def test_an_owner_that_is_gone_is_forgotten_sooner() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    assert machine.peer_down(OWNER, 1.0) == []
+    assert machine.tick(1.0 + ORPHAN_S) == []
+    assert isinstance(_job(machine.tick(1.1 + ORPHAN_S)), CloseJob)
 
 
 def test_limits_are_values() -> None:
