@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from gennode.errors import GennodeError
+from gennode.errors import GennodeError, UsageError
 
 COMMANDS = ("ask", "demo", "join", "simulate", "status", "testnet")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -62,7 +62,13 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
-        error.show()
+        if "--json" not in arguments:
+            error.show()
+            return error.exit_code
+        from gennode.cli.output import show_error
+
+        told = UsageError(error.format_message(), hint="add --help to see what is allowed")
+        show_error(told, as_json=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)

@@ -49,6 +49,15 @@ _WARM_UP_STEPS = 2
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+def check_device(device: str) -> None:
+    """DeviceError unless layers can be computed on `device` here."""
+    if device not in ("cpu", "cuda"):
+        raise DeviceError(f"device {device[:64]!r} is not supported", hint="use cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("there is no CUDA device that torch can use",
+                          hint="use the device cpu, or install a torch for CUDA")  # fmt: skip
+
+
 @dataclass
 class _Sequence:
     span: Span
@@ -78,11 +87,7 @@ class LlamaShard:
         """
         if dtype not in _DTYPE_NAMES:
             raise LocalError(f"{dtype} is no dtype that layers are computed in")
-        if device not in ("cpu", "cuda"):
-            raise DeviceError(f"device {device[:64]!r} is not supported", hint="use cpu or cuda")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise DeviceError("there is no CUDA device that torch can use",
-                              hint="use the device cpu, or install a torch for CUDA")  # fmt: skip
+        check_device(device)
         self._folder = folder
         self._config = folder.config
         self._device = torch.device(device)

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 import psutil
 
-from gennode.engine.shard import LlamaShard
+from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.mesh.daemon import socket_folder
@@ -74,10 +74,7 @@ async def join(
     options: JoinOptions, *, on_ready: Callable[[Joined], None], progress: ShowProgress
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    check_device(options.device)  # before a large model is read for minutes
     state = StateFolder(options.state)
     state.prepare()
     with state.locked():
@@ -85,6 +82,9 @@ async def join(
         with progress("checking the model's files") as report:
             folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
         worker = _worker(folder, options)
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # until now they end us at once
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         transport = await P2pdTransport.start(key, host=options.host, port=options.port)
         try:
             async with LiveNode(transport, key) as node:

@@ -34,6 +34,7 @@ RENEW_S = 10.0  # so that two renewals in a row may get lost
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
 MAX_OWN_SESSIONS = 256
+MAX_GOODBYES = 32  # each may need a connection, and rumours do the rest
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,15 @@ class PeerMachine:
         return self._hops.sessions if self._hops else 0
 
     def leave(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
-        """Say goodbye to the neighbours; they pass it on."""
+        """Say goodbye to the neighbours and to some of those we know; they pass it on."""
         if self._facts is None:
             return []
         signed = self._announce(WorkerFacts(self._facts.model, (), 0, 0, 0, 0, ""), now_s)
         self._facts = None
         goodbye = Announcements((AgedAnnouncement(signed, 0.0),))
-        return [Send(peer, goodbye) for peer in neighbours]
+        others = {seen.peer for seen in self.live(now_s)} - {self.peer, *neighbours}
+        some = self._rng.sample(sorted(others), min(len(others), MAX_GOODBYES))
+        return [Send(peer, goodbye) for peer in [*neighbours, *some]]
 
     # -- being an owner -----------------------------------------------------------------------
 
