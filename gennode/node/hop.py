@@ -153,18 +153,20 @@ class HopMachine:
         return self._pass_on(job, hosted, outcome)
 
     def peer_down(self, peer: PeerId, now_s: float) -> list[Action]:
-        """A peer can't be reached: tell the owners whose next hop it was.
+        """A peer can't be reached, or broke the protocol: tell owners whose next hop it was.
 
+        The same of the hop before: where it was cut off for what it sent, nobody else knows.
         If it owns sessions here, they wait for it a little and are forgotten then.
         """
+        told: list[Action] = []
         for hosted in self._hosted.values():
             if hosted.owner == peer:
                 hosted.heard_s = min(hosted.heard_s, now_s + ORPHAN_S - IDLE_S)
-        return [
-            self._failed(hosted, hosted.opened.index + 1, hosted.passed, "can't be reached")
-            for hosted in self._hosted.values()
-            if not hosted.is_last and hosted.opened.path[hosted.opened.index + 1].peer == peer
-        ]
+            path, own = hosted.opened.path, hosted.opened.index
+            for index in (own - 1, own + 1):
+                if 0 <= index < len(path) and path[index].peer == peer:
+                    told.append(self._failed(hosted, index, hosted.passed, "can't be reached"))
+        return told
 
     def tick(self, now_s: float) -> list[Action]:
         """Forget sessions whose owner has fallen silent."""
