@@ -27,8 +27,6 @@ from gennode.wire.messages import (
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
 ORPHAN_S = 10.0  # an owner whose link broke may still come back
-MAX_QUEUED_STEPS = 64  # steps of one session that wait for the engine
-MAX_QUEUED_BYTES = 64 * 1024 * 1024  # their frames: a 4,096-token prompt at dim 8192 is 36 MiB
 MAX_REASON = 200
 
 
@@ -40,6 +38,9 @@ class HopLimits:
     max_sessions_of_one_owner: int = 8
     max_positions: int = 32_768
     retained_bytes: int = 512 * 1024 * 1024
+    """Output frames kept for replays, over all sessions."""
+    queued_bytes: int = 256 * 1024 * 1024
+    """Input frames that wait for the engine, over all sessions."""
 
 
 @dataclass
@@ -75,8 +76,7 @@ class _Hosted:
     positions: int = 0  # received so far, computed or queued
     received: int = -1  # highest step of this attempt
     passed: int = -1  # highest step of this attempt that was passed on
-    queued: int = 0  # steps that wait for the engine, of whichever attempt
-    queued_bytes: int = 0
+    queued_rows: int = 0  # of this attempt, waiting for the engine
     retained: _Retained = field(default_factory=_Retained)
 
     @property
@@ -113,6 +113,7 @@ class HopMachine:
         self._limits = limits
         self._can_host = can_host
         self._hosted: dict[HopKey, _Hosted] = {}
+        self._queued_bytes = 0
 
     @property
     def sessions(self) -> int:
@@ -137,14 +138,15 @@ class HopMachine:
         """The engine has done a job (or failed at it)."""
         if isinstance(job, CloseJob):
             return []
+        if isinstance(job, StepJob):
+            self._queued_bytes -= len(job.payload)
         hosted = self._hosted.get(job.key)
         if hosted is None:
             return [Run(CloseJob(job.key))] if isinstance(job, OpenJob) else []
-        if isinstance(job, StepJob):
-            hosted.queued -= 1
-            hosted.queued_bytes -= len(job.payload)
         if job.attempt != hosted.opened.attempt:
             return []
+        if isinstance(job, StepJob):
+            hosted.queued_rows -= job.rows
         if isinstance(job, OpenJob):
             return self._opened(job, hosted, outcome)
         if isinstance(outcome, GennodeError):
@@ -190,10 +192,7 @@ class HopMachine:
         reason = self._objection(sender, message, hop.span)
         if reason:
             return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
-        fresh = _Hosted(sender, message, heard_s=now_s)
-        if hosted is not None:  # its steps are still with the engine
-            fresh.queued, fresh.queued_bytes = hosted.queued, hosted.queued_bytes
-        self._hosted[key] = fresh
+        self._hosted[key] = _Hosted(sender, message, heard_s=now_s)
         return [Run(OpenJob(key, message.attempt, hop.span, message.max_positions))]
 
     def _own_hop(self, message: Open) -> Hop:
@@ -233,6 +232,7 @@ class HopMachine:
             return [Send(hosted.owner, refusal)]
         hosted.opened = message
         hosted.received = hosted.passed = -1
+        hosted.queued_rows = 0
         actions: list[Action] = []
         if positions:
             for frame in hosted.retained.frames:
@@ -272,10 +272,12 @@ class HopMachine:
         hosted.heard_s = now_s
         hosted.received = message.number
         hosted.positions = message.position + message.rows
-        hosted.queued += 1
-        hosted.queued_bytes += len(payload)
-        if hosted.queued > MAX_QUEUED_STEPS or hosted.queued_bytes > MAX_QUEUED_BYTES:
-            raise RemoteError("too many steps are waiting in one session")
+        hosted.queued_rows += message.rows
+        if hosted.queued_rows > opened.max_positions:  # a replay at worst sends each row once
+            raise RemoteError("more rows are waiting than the session has positions")
+        if self._queued_bytes + len(payload) > self._limits.queued_bytes:
+            return [self._failed(hosted, opened.index, message.number, "too much is waiting")]
+        self._queued_bytes += len(payload)
         job = StepJob(
             key,
             message.attempt,
@@ -334,7 +336,8 @@ class HopMachine:
         for key, hosted in self._hosted.items():
             if key.session == message.session and hosted.owner == sender:
                 hosted.heard_s = now_s
-                progress.append((key.layer, hosted.passed, hosted.queued > 0 or not hosted.ready))
+                busy = hosted.queued_rows > 0 or not hosted.ready
+                progress.append((key.layer, hosted.passed, busy))
         return [Send(sender, Pong(message.session, message.nonce, tuple(progress)))]
 
     def _close(self, sender: PeerId, message: Close) -> list[Action]:

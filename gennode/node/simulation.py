@@ -20,7 +20,8 @@ from gennode.wire.manifest import Manifest
 LAYERS = 6
 WORKERS = 6
 PROMPTS = 2
-MAX_TOKENS = 24
+LENGTHS = (8, 24, 24, 120)  # tokens
+STEP_S = 0.1  # about what a token takes, so that faults fall into the answer
 STORY_LIMIT_S = 300.0
 FAULTS = ("crash", "blackout", "freeze")
 
@@ -52,9 +53,10 @@ def tell(seed: int, make_engine: Callable[[Manifest], ShardEngine] = ToyShard) -
     workers = [swarm.add(_worker(rng, index, make_engine(manifest))) for index in range(WORKERS)]
     owner_peer = swarm.add()
     owner = ToyOwner(manifest)
+    max_tokens = rng.choice(LENGTHS)
     prompts = [f"story {seed}, prompt {index}" for index in range(PROMPTS)]
     samplings = [
-        Sampling(temperature=rng.choice([0.0, 1.0]), seed=seed, max_tokens=MAX_TOKENS)
+        Sampling(temperature=rng.choice([0.0, 1.0]), seed=seed, max_tokens=max_tokens)
         for _ in prompts
     ]
     answers: list[list[int]] = [[] for _ in prompts]
@@ -73,7 +75,7 @@ def tell(seed: int, make_engine: Callable[[Manifest], ShardEngine] = ToyShard) -
     swarm.run(3.0)  # the directory spreads
     for index in range(PROMPTS):
         swarm.spawn(ask(index))
-    faults = _plan_faults(rng, swarm, workers)
+    faults = _plan_faults(rng, swarm, workers, STEP_S * max_tokens)
     swarm.run(STORY_LIMIT_S, done=lambda: all(end is not None for end in ends))
     truths = [_undisturbed(owner, prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
     right = sum(
@@ -101,12 +103,12 @@ def _worker(rng: random.Random, index: int, engine: ShardEngine) -> Worker:
 
 
 def _plan_faults(
-    rng: random.Random, swarm: SimulatedSwarm, workers: list[PeerId]
+    rng: random.Random, swarm: SimulatedSwarm, workers: list[PeerId], within_s: float
 ) -> tuple[str, ...]:
     """Hurt up to half of the workers, at any moment of the prompts."""
     told = []
     for victim in rng.sample(workers, rng.randint(0, WORKERS // 2)):
-        fault, at_s = rng.choice(FAULTS), rng.uniform(0.0, 2.5)
+        fault, at_s = rng.choice(FAULTS), rng.uniform(0.0, within_s)
         if fault == "freeze":
             duration_s = rng.uniform(0.2, 6.0)
             swarm.after(at_s, partial(swarm.freeze, victim, duration_s))

@@ -9,7 +9,7 @@ import pytest
 
 from gennode.errors import RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
-from gennode.node.hop import IDLE_S, MAX_QUEUED_STEPS, ORPHAN_S, HopMachine
+from gennode.node.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.ids import Hop, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (
@@ -168,13 +168,25 @@ def test_a_gap_is_told_to_the_owner() -> None:
     assert failure.index == 1
 
 
-def test_a_queue_without_end_is_a_breach() -> None:
+def test_more_rows_than_positions_is_a_breach() -> None:
     machine = hop_machine(SECOND)
     _open(machine)
-    for number in range(MAX_QUEUED_STEPS):
+    for number in range(opening(1).max_positions):
         machine.receive(FIRST, step(number, 0), frame(), 0.0)
     with pytest.raises(RemoteError):
-        machine.receive(FIRST, step(MAX_QUEUED_STEPS, 0), frame(), 0.0)
+        machine.receive(FIRST, step(64, 0), frame(), 0.0)
+
+
+def test_a_worker_that_is_overrun_says_so_and_recovers() -> None:
+    machine = hop_machine(SECOND, queued_bytes=2 * len(frame()))
+    _open(machine)
+    jobs = [_job(machine.receive(FIRST, step(n, n), frame(), 0.0)) for n in range(2)]
+    [failure] = _sent(machine.receive(FIRST, step(2, 2), frame(), 0.0))
+    assert isinstance(failure, Failed)
+    assert "waiting" in failure.reason
+    for job in jobs:
+        machine.computed(job, frame())
+    assert isinstance(_job(machine.receive(FIRST, step(3, 2), frame(), 0.0)), StepJob)
 
 
 def test_a_survivor_replays_what_it_retained_then_accepts() -> None:
