@@ -14,7 +14,7 @@ from gennode.cli.options import (
     state_option,
     tame_threads,
 )
-from gennode.cli.output import JSON_OPTION, note, print_json, route_text, short
+from gennode.cli.output import JSON_OPTION, note, print_json, progress, route_text, short
 from gennode.errors import NetworkError
 
 
@@ -81,7 +81,9 @@ def run_ask(
 
     async def ask() -> None:
         quiet = {"on_failover": on_failover} if not as_json else {}
-        async with asking(model, bootstrap, codec_name=how["codec"], **quiet) as asker:
+        async with asking(
+            model, bootstrap, codec_name=how["codec"], progress=progress, **quiet
+        ) as asker:
             if as_json:
                 print_json(await asker.ask(prompt, sampling))
                 return

@@ -74,6 +74,7 @@ def up(
 
     testnet = _testnet(state)
     spans = even_spans(model, workers)
+    note(f"starting {workers} workers …")
     cards = testnet.up(
         spans,
         WorkerOptions(model, memory, threads),

@@ -18,6 +18,7 @@ from gennode.engine.weights import find_model, open_model
 from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.live import LiveNode
+from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
 from gennode.node.state import hash_cache
 from gennode.wire.ids import Hop, PeerId
@@ -123,10 +124,13 @@ async def asking(
     *,
     codec_name: CodecName = "int8-outlier",
     on_failover: Callable[[Failover], None] = lambda _failover: None,
+    progress: ShowProgress = unwatched,
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any."""
-    folder = open_model(find_model(model), cache=hash_cache())
-    owner = await asyncio.to_thread(LlamaOwner, folder)
+    with progress("checking the model's files") as report:
+        folder = open_model(find_model(model), progress=report, cache=hash_cache())
+    with progress("loading the head", unit="steps"):
+        owner = await asyncio.to_thread(LlamaOwner, folder)
     key = Key(os.urandom(SEED_BYTES))
     transport = await P2pdTransport.start(key)
 
@@ -138,8 +142,9 @@ async def asking(
             on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
         ) as node:
             asker = Asker(node, owner, on_failover)
-            await node.bootstrap(bootstrap)
-            await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
+            with progress("looking for workers", unit="steps"):
+                await node.bootstrap(bootstrap)
+                await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
             yield asker
     finally:
         await transport.close()

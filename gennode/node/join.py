@@ -7,10 +7,9 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import psutil
@@ -23,6 +22,7 @@ from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.control import answering
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
+from gennode.node.progress import ShowProgress
 from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
@@ -32,15 +32,6 @@ from gennode.wire.ids import ModelId, PeerId, Span
 MEET_TIMEOUT_S = 3.0  # how long a newcomer listens before it chooses its layers
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
-
-
-class ShowProgress(Protocol):
-    """Shows a bar while the context lasts; the callable is told (done, in all)."""
-
-    def __call__(
-        self, title: str, *, unit: str = ...
-    ) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Begin a bar."""
 
 
 @dataclass(frozen=True)
