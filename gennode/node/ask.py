@@ -15,11 +15,11 @@ from gennode.engine.owner import LlamaOwner
 from gennode.engine.sample import Sampling
 from gennode.engine.text import TextStream
 from gennode.engine.weights import find_model, open_model
-from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
+from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import CodecName
@@ -131,20 +131,13 @@ async def asking(
         folder = open_model(find_model(model), progress=report, cache=hash_cache())
     with progress("loading the head", unit="steps"):
         owner = await asyncio.to_thread(LlamaOwner, folder)
-    key = Key(os.urandom(SEED_BYTES))
-    transport = await P2pdTransport.start(key)
-
-    try:
-        async with LiveNode(
-            transport,
-            key,
-            codec_name=codec_name,
-            on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
-        ) as node:
-            asker = Asker(node, owner, on_failover)
-            with progress("looking for workers", unit="steps"):
-                await node.bootstrap(bootstrap)
-                await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
-            yield asker
-    finally:
-        await transport.close()
+    async with running(
+        Key(os.urandom(SEED_BYTES)),
+        codec_name=codec_name,
+        on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
+    ) as node:
+        asker = Asker(node, owner, on_failover)
+        with progress("looking for workers", unit="steps"):
+            await node.bootstrap(bootstrap)
+            await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
+        yield asker

@@ -18,11 +18,11 @@ from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.mesh.daemon import socket_folder
-from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.control import answering
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
+from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
@@ -30,6 +30,7 @@ from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 
 MEET_TIMEOUT_S = 3.0  # how long a newcomer listens before it chooses its layers
+_SOCKET = "control.sock"
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
 
@@ -76,27 +77,18 @@ async def join(
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # until now they end us at once
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        transport = await P2pdTransport.start(key, host=options.host, port=options.port)
-        try:
-            async with LiveNode(transport, key) as node:
-                await node.bootstrap(options.bootstrap)
-                await _settle(node, worker, folder, options, progress)
-                with _control_folder() as control:
-                    async with answering(node, control / "control.sock"):
-                        joined = _joined(node, worker)
-                        state.publish(
-                            NodeCard(
-                                key.peer,
-                                os.getpid(),
-                                joined.addresses,
-                                str(control / "control.sock"),
-                                joined.model,
-                            )
-                        )
-                        on_ready(joined)
-                        await stop.wait()
-        finally:
-            await transport.close()
+        async with running(key, host=options.host, port=options.port) as node:
+            await node.bootstrap(options.bootstrap)
+            await _settle(node, worker, folder, options, progress)
+            with _control_folder() as control:
+                async with answering(node, control / _SOCKET):
+                    joined = _joined(node, worker)
+                    path = str(control / _SOCKET)
+                    state.publish(
+                        NodeCard(key.peer, os.getpid(), joined.addresses, path, joined.model)
+                    )
+                    on_ready(joined)
+                    await stop.wait()
 
 
 def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:

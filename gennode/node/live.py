@@ -104,9 +104,15 @@ class LiveNode:
         try:
             await self._stack.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
+            if self._crash is not None:
+                raise self._crash from group
             if group.exceptions != (error,):
                 raise
             # what the body raised goes on as it is, not inside an exception group
+
+    def fail(self, error: BaseException) -> None:
+        """End the node: `error` is raised out of its context."""
+        self._crash = self._crash or error
 
     async def in_engine_thread(self, call: Callable[[], T]) -> T:
         """Run something long, such as loading layers, where jobs run: one at a time."""
@@ -263,7 +269,7 @@ class LiveNode:
         if future.cancelled() or self._worker is None:
             return
         if (crash := future.exception()) is not None:
-            self._crash = crash
+            self.fail(crash)
             return
         if isinstance(job, OpenJob) and self._worker.engine.spans() != self._announced():
             self.machine.learn(self._worker.facts())

@@ -39,6 +39,7 @@ class Testnet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._children: list[subprocess.Popen[bytes]] = []  # ours to wait for, once they end
 
     def up(
         self,
@@ -101,6 +102,9 @@ class Testnet:
         for name, card in stopping.items():
             if self._runs(name):
                 _signal(card.pid, signal.SIGKILL)
+        for child in self._children:
+            child.wait()
+        self._children.clear()
         return list(stopping)
 
     def _runs(self, name: str) -> bool:
@@ -128,13 +132,15 @@ class Testnet:
         if options.threads is not None:
             command += ["--threads", str(options.threads)]
         with open(folder / "node.log", "wb") as log:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C meant for the caller is not meant for it
             )
+        self._children.append(child)
+        return child
 
     def _wait_ready(
         self,

@@ -1,0 +1,41 @@
+"""A live node on the libp2p daemon: both start together, and end together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from gennode.errors import NetworkError
+from gennode.mesh.p2pd import P2pdTransport
+from gennode.node.actions import Opened, Rerouted
+from gennode.node.live import LiveNode
+from gennode.wire.messages import CodecName
+from gennode.wire.signing import Key
+
+
+@asynccontextmanager
+async def running(
+    key: Key,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    codec_name: CodecName = "int8-outlier",
+    on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
+) -> AsyncIterator[LiveNode]:
+    """A node that listens on `host` and `port` (0: any free one).
+
+    If the daemon dies, so does the node, with a NetworkError that has its last words.
+    """
+    nodes: list[LiveNode] = []
+
+    def on_exit(reason: str) -> None:
+        for node in nodes:
+            node.fail(NetworkError(reason, hint="start the node again"))
+
+    transport = await P2pdTransport.start(key, host=host, port=port, on_exit=on_exit)
+    try:
+        async with LiveNode(transport, key, codec_name=codec_name, on_event=on_event) as node:
+            nodes.append(node)
+            yield node
+    finally:
+        await transport.close()
