@@ -76,6 +76,7 @@ class LiveNode:
         self._directory_seen = -1
         self._directory_changed = asyncio.Event()
         self._crash: BaseException | None = None
+        self._has_left = False
         self._stack = AsyncExitStack()
 
     # -- life ---------------------------------------------------------------------------------
@@ -101,6 +102,7 @@ class LiveNode:
         trace: TracebackType | None,
     ) -> None:
         self._act(self.machine.leave(self._now_s(), self._known()))
+        self._has_left = True  # what still comes in finds nobody to act on it
         try:
             await self._stack.__aexit__(kind, error, trace)
         except BaseExceptionGroup as group:
@@ -219,6 +221,8 @@ class LiveNode:
         self._act(self.machine.peer_down(peer, reason, self._now_s()))
 
     def _act(self, actions: list[Action]) -> None:
+        if self._has_left:
+            return
         for action in actions:
             match action:
                 case Send():

@@ -97,14 +97,18 @@ class Testnet:
             _signal(card.pid, signal.SIGCONT)  # a stopped process can't hear the next one
             _signal(card.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + STOP_LIMIT_S
-        while any(self._runs(name) for name in stopping) and time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s and (
+            any(self._runs(name) for name in stopping)
+            or any(child.poll() is None for child in self._children)
+        ):
             time.sleep(POLL_S)
         for name, card in stopping.items():
             if self._runs(name):
                 _signal(card.pid, signal.SIGKILL)
-        for child in self._children:
+        while self._children:
+            child = self._children.pop()
+            child.kill()
             child.wait()
-        self._children.clear()
         return list(stopping)
 
     def _runs(self, name: str) -> bool:
