@@ -126,6 +126,7 @@ class LiveNode:
         self._worker = worker
         hops = worker.hop_machine(self.machine.peer)
         self.machine.serve(hops, worker.facts(), self.transport.addresses())
+        self._act(self.machine.tick(self._now_s(), self._known()))  # announced from here on
         seeking = self._group.create_task(self._keep_rendezvous(worker.engine.model))
         self._stack.callback(seeking.cancel)
 

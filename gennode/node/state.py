@@ -6,13 +6,13 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 import platformdirs
 
-from gennode.errors import LocalError, ResourceError, UsageError
+from gennode.errors import ResourceError, UsageError
 from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.signing import SEED_BYTES, Key
 
@@ -51,7 +51,9 @@ class StateFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder as the one node that runs from it; UsageError if another does."""
-        with _disk(self.path), open(self.path / _LOCK, "w") as lock:
+        with ExitStack() as stack:
+            with _disk(self.path):
+                lock = stack.enter_context(open(self.path / _LOCK, "w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -65,14 +67,15 @@ class StateFolder:
                 (self.path / _CARD).unlink(missing_ok=True)
 
     def is_running(self) -> bool:
-        """Whether a live process holds the folder."""
-        try:
-            with open(self.path / _LOCK) as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+        """Whether a live process holds the folder; ResourceError if it may not be read."""
+        with _disk(self.path):
+            try:
+                with open(self.path / _LOCK) as lock:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                return False
+            except BlockingIOError:
+                return True
         return False
 
     def key(self) -> Key:
@@ -81,7 +84,7 @@ class StateFolder:
         with _disk(path):
             if path.exists():
                 if path.stat().st_mode & 0o077:
-                    raise LocalError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+                    raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
                 return Key.from_libp2p(path.read_bytes()[:256])
             key = Key(os.urandom(SEED_BYTES))
             _write(path, key.to_libp2p())

@@ -1,0 +1,201 @@
+"""`gennode join`: every documented way to end, and what is said then."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gennode.engine.weights import find_model
+from gennode.node.state import StateFolder
+from tests.cli.conftest import NOBODY, Command, finish, process
+
+MODEL = "gennode-small"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of a bundled model, to be damaged."""
+    return Path(shutil.copytree(find_model(MODEL), tmp_path / "model"))
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def _told(command: Command, code: int, *arguments: str | Path) -> dict[str, str]:
+    """Run `join --json`; its error, which must come with this exit code and a hint."""
+    ended = command("join", "--json", *arguments)
+    assert ended.code == code, ended
+    told: dict[str, str] = json.loads(ended.out)["error"]
+    assert told["exit_code"] == code
+    assert told["hint"]
+    return told
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--layers", "5:2"),
+        ("--layers", "all"),
+        ("--layers", "0:9"),
+        ("--memory", "lots"),
+        ("--memory", "-1G"),
+        ("--port", "70000"),
+        ("--threads", "0"),
+        ("--bootstrap", "nonsense"),
+        ("--bootstrap", "/ip4/127.0.0.1/tcp/4001"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_arguments_end_with_2(wrong: tuple[str, str], gennode: Command, state: Path) -> None:
+    told = _told(gennode, 2, "--model", MODEL, "--state", state, *wrong)
+    assert told["type"] == "UsageError"
+
+
+def test_a_model_that_is_not_there_ends_with_3(gennode: Command, state: Path) -> None:
+    told = _told(gennode, 3, "--model", "/no/such/model", "--state", state)
+    assert "gennode-small" in told["hint"]
+
+
+def test_a_damaged_model_ends_with_3(gennode: Command, state: Path, model: Path) -> None:
+    weights = model / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[:1000], b"\xff" * 64 + whole[64:], b""):
+        weights.write_bytes(damaged)
+        assert _told(gennode, 3, "--model", model, "--state", state)["type"] == "ModelError"
+
+
+def test_pickled_weights_end_with_3(gennode: Command, state: Path, model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    told = _told(gennode, 3, "--model", model, "--state", state)
+    assert "safetensors" in told["message"] + told["hint"]
+
+
+def test_a_bootstrap_peer_that_is_not_there_ends_with_4(
+    gennode: Command, state: Path, taken_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    told = _told(gennode, 4, "--model", MODEL, "--state", state,
+                 "--bootstrap", NOBODY.format(port=port))  # fmt: skip
+    assert str(port) in told["message"]
+
+
+def test_a_port_in_use_ends_with_4(gennode: Command, state: Path, taken_port: int) -> None:
+    told = _told(gennode, 4, "--model", MODEL, "--state", state, "--port", str(taken_port))
+    assert str(taken_port) in told["message"]
+
+
+def test_too_little_memory_ends_with_6(gennode: Command, state: Path) -> None:
+    told = _told(gennode, 6, "--model", "gennode-large", "--memory", "1M", "--state", state)
+    assert "--memory" in told["hint"]
+
+
+def test_a_state_folder_that_can_not_be_made_ends_with_6(gennode: Command) -> None:
+    told = _told(gennode, 6, "--model", MODEL, "--state", "/proc/gennode")
+    assert "--state" in told["hint"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_ends_with_7_before_the_model_is_read(
+    gennode: Command, state: Path
+) -> None:
+    assert _told(gennode, 7, "--gpu", "--model", "/no/such/model", "--state", state)["hint"]
+
+
+def test_a_key_that_others_can_read_is_refused(gennode: Command, state: Path) -> None:
+    folder = StateFolder(state)
+    folder.prepare()
+    folder.key()
+    (state / "node.key").chmod(0o644)
+    told = _told(gennode, 2, "--model", MODEL, "--state", state)
+    assert "chmod 600" in told["hint"]
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("A FULL DISK IS NOT TESTED HERE: only root can mount a small one")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_a_full_disk_ends_with_6(has_key: bool, gennode: Command, tiny_disk: Path) -> None:
+    if has_key:
+        StateFolder(tiny_disk).key()
+    with open(tiny_disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            try:
+                filler.write(bytes(4096))
+            except OSError:
+                break
+    told = _told(gennode, 6, "--model", MODEL, "--state", tiny_disk)
+    assert told["type"] == "ResourceError"
+    assert "disk" in told["hint"]
+
+
+def _interrupt_an_answer(state: Path) -> None:
+    prompt = "count from 10 to 99 ="
+    with process("ask", prompt, "--max-tokens", "400", "--model", MODEL, "--state", state) as child:
+        assert child.stdout is not None
+        assert child.stdout.read(1)
+        child.send_signal(signal.SIGINT)
+        ended = finish(child)
+    assert ended.code == 130
+    assert ended.err.endswith("interrupted\n")
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow  # it starts a node
+def test_a_node_that_runs_holds_its_folder_until_it_is_interrupted(
+    gennode: Command, state: Path
+) -> None:
+    variables = {"GENNODE_JOIN_MODEL": MODEL, "GENNODE_JOIN_MEMORY": "64M"}
+    with process("join", "--state", state, "--json", **variables) as child:
+        assert child.stdout is not None
+        joined = json.loads(child.stdout.readline())
+        assert joined["spans"] == [[0, 3]]
+        assert "another node" in _told(gennode, 2, "--model", MODEL, "--state", state)["message"]
+
+        status = json.loads(gennode("status", "--state", state, "--json").out)
+        assert status["peer"] == joined["peer"]
+        assert [worker["spans"] for worker in status["workers"]] == [[[0, 3]]]
+        assert joined["addresses"][0] in gennode("status", "--state", state).out
+
+        ended = gennode("ask", "add 2 3 =", "--model", MODEL, "--state", state, "--json")
+        assert ended.code == 0
+        answer = json.loads(ended.out)
+        assert answer["tokens"]
+        assert [hop[0] for hop in answer["route"]] == [joined["peer"]]
+        streamed = gennode("ask", "add 2 3 =", "--model", MODEL, "--state", state)
+        assert streamed.out.removesuffix("\n") == answer["text"]
+
+        _interrupt_an_answer(state)
+        child.send_signal(signal.SIGINT)
+        ended = finish(child)
+    assert ended.code == 0
+    assert "left." in ended.err
+    assert "Traceback" not in ended.err
+    assert gennode("status", "--state", state).code == 4
