@@ -256,27 +256,18 @@ class HopMachine:
         hosted = self._hosted.get(key)
         if hosted is None or message.attempt != hosted.opened.attempt:
             return []  # late: the session has moved on, or is over
-        if sender != hosted.sender:
-            raise RemoteError("a step came from a peer that is not the hop before")
-        if message.number <= hosted.received or not hosted.ready:
+        if sender != hosted.sender or message.number <= hosted.received or not hosted.ready:
             return []
-        opened = hosted.opened
-        if message.codec != opened.codec or message.rows < 1:
-            raise RemoteError("a step has no rows, or not the session's codec")
-        if message.position + message.rows > opened.max_positions:
-            raise RemoteError(f"a step reaches past position {opened.max_positions}")
         if len(payload) != message.rows * codec(message.codec).row_bytes(self._dim):
             raise RemoteError("a step's payload is not as long as its rows")
-        if message.position > hosted.positions:
-            return [self._failed(hosted, opened.index, message.number, "frames are missing")]
+        objection = self._step_objection(hosted, message, len(payload))
+        if objection is not None:
+            blamed, reason = objection
+            return [self._failed(hosted, blamed, message.number, reason)]
         hosted.heard_s = now_s
         hosted.received = message.number
         hosted.positions = message.position + message.rows
         hosted.queued_rows += message.rows
-        if hosted.queued_rows > opened.max_positions:  # a replay at worst sends each row once
-            raise RemoteError("more rows are waiting than the session has positions")
-        if self._queued_bytes + len(payload) > self._limits.queued_bytes:
-            return [self._failed(hosted, opened.index, message.number, "too much is waiting")]
         self._queued_bytes += len(payload)
         job = StepJob(
             key,
@@ -290,6 +281,27 @@ class HopMachine:
             payload,
         )
         return [Run(job)]
+
+    def _step_objection(
+        self, hosted: _Hosted, message: Step, payload_bytes: int
+    ) -> tuple[int, str] | None:
+        """Whose fault it is, by place on the route, that a step can't be done, and why.
+
+        The session's owner judges: for a RemoteError we would cut off the hop before, whom an
+        owner may have told other terms to have us do just that.
+        """
+        opened = hosted.opened
+        if message.codec != opened.codec or message.rows < 1:
+            return opened.index - 1, "a step has no rows, or not the session's codec"
+        if message.position + message.rows > opened.max_positions:
+            return opened.index - 1, f"a step reaches past position {opened.max_positions}"
+        if hosted.queued_rows + message.rows > opened.max_positions:
+            return opened.index - 1, "more rows are waiting than a replay of all would send"
+        if message.position > hosted.positions:
+            return opened.index, "frames are missing"
+        if self._queued_bytes + payload_bytes > self._limits.queued_bytes:
+            return opened.index, "too much is waiting"
+        return None
 
     def _pass_on(self, job: StepJob, hosted: _Hosted, payload: bytes) -> list[Action]:
         hosted.passed = job.number
