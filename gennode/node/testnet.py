@@ -48,7 +48,7 @@ class Testnet:
         *,
         on_ready: Callable[[str, NodeCard], None] = lambda _name, _card: None,
     ) -> dict[str, NodeCard]:
-        """Start one worker per span; the first is the others' bootstrap.
+        """Start one worker per span; the first is the others' bootstrap. Returns them in order.
 
         ResourceError with the end of its log if one does not get ready.
         """
@@ -70,7 +70,7 @@ class Testnet:
                 process.kill()
             self.down()
             raise
-        return cards
+        return {name: cards[name] for name in sorted(cards, key=lambda name: (len(name), name))}
 
     def cards(self) -> dict[str, NodeCard]:
         """The workers that run, by name."""

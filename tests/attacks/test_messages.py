@@ -199,12 +199,13 @@ async def test_a_route_that_can_not_be_costs_its_author_the_link(kind: str) -> N
         first, second, third = _path(cast)
         mine = Hop(ATTACKER.peer, first.span)
         good = msgspec.structs.replace(_opening(cast, 1), path=(mine, second, third))
-        bad: Message = {
+        variants: dict[str, Message] = {
             "elsewhere": msgspec.structs.replace(good, index=2),
             "a gap": msgspec.structs.replace(good, path=(mine, Hop(peer, Span(3, 4)), third)),
             "an overlap": msgspec.structs.replace(good, path=(mine, Hop(peer, Span(1, 4)), third)),
             "half a row": _step(layer=2),
-        }[kind]
+        }
+        bad = variants[kind]
         attacker.links.send(peer, good)
         await attacker.until(lambda: any(isinstance(heard, Accept) for heard in attacker.heard))
         attacker.links.send(peer, bad, bytes(2 * TOY_DIM) if isinstance(bad, Step) else b"")
@@ -285,6 +286,19 @@ async def test_forged_announcements_are_a_breach_and_believed_by_nobody() -> Non
             attacker.links.send(peer, Announcements((AgedAnnouncement(signed, 0.0),)))
             await attacker.until(lambda count=count: attacker.downs.count(peer) >= count)  # type: ignore[misc]
         assert [seen.peer for seen in cast.owner.live()] == [seen.peer for seen in before]
+
+
+async def test_a_worker_that_promises_the_most_and_never_answers_is_replaced() -> None:
+    async with staged([toy_worker(span) for span in THIRDS]) as cast:
+        attacker = Attacker(cast)
+        async with attacker.links:
+            claims = Announcements((AgedAnnouncement(announcement(ATTACKER), 0.0),))
+            attacker.links.send(cast.owner.machine.peer, claims)
+            await attacker.settled(cast.owner.machine.peer)
+            assert ATTACKER.peer in {seen.peer for seen in cast.owner.live()}
+            assert await cast.ask(PROMPT) == await truth(PROMPT)
+        assert any(isinstance(heard, Open) for heard in attacker.heard)
+        assert cast.on_route() == [0, 1, 2]
 
 
 @pytest.mark.slow  # five thousand signatures

@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,11 +39,11 @@ def taken_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def _told(command: Command, code: int, *arguments: str | Path) -> dict[str, str]:
+def _told(command: Command, code: int, *arguments: str | Path) -> dict[str, Any]:
     """Run `join --json`; its error, which must come with this exit code and a hint."""
     ended = command("join", "--json", *arguments)
     assert ended.code == code, ended
-    told: dict[str, str] = json.loads(ended.out)["error"]
+    told: dict[str, Any] = json.loads(ended.out)["error"]
     assert told["exit_code"] == code
     assert told["hint"]
     return told
