@@ -71,6 +71,10 @@ class Attacker:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def cut_off(self, peer: PeerId, *, times: int = 1) -> None:
+        """Until a peer has ended our link so many times."""
+        await self.until(lambda: self.downs.count(peer) >= times)
+
     async def settled(self, peer: PeerId, *, limit_s: float = WAIT_S) -> None:
         """Until a peer has read all that was sent to it before: it answers in order."""
         self._asked += 1
@@ -209,7 +213,7 @@ async def test_a_route_that_can_not_be_costs_its_author_the_link(kind: str) -> N
         attacker.links.send(peer, good)
         await attacker.until(lambda: any(isinstance(heard, Accept) for heard in attacker.heard))
         attacker.links.send(peer, bad, bytes(2 * TOY_DIM) if isinstance(bad, Step) else b"")
-        await attacker.until(lambda: peer in attacker.downs)
+        await attacker.cut_off(peer)
         await attacker.settled(peer)  # it may come back, and is heard
 
 
@@ -284,7 +288,7 @@ async def test_forged_announcements_are_a_breach_and_believed_by_nobody() -> Non
         peer = cast.owner.machine.peer
         for count, signed in enumerate(_forged(cast).values(), start=1):
             attacker.links.send(peer, Announcements((AgedAnnouncement(signed, 0.0),)))
-            await attacker.until(lambda count=count: attacker.downs.count(peer) >= count)  # type: ignore[misc]
+            await attacker.cut_off(peer, times=count)
         assert [seen.peer for seen in cast.owner.live()] == [seen.peer for seen in before]
 
 
