@@ -20,7 +20,7 @@ from gennode.engine.weights import find_model, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.node.ask import Answer, Asker, asking
 from gennode.node.control import NodeStatus, ask_status
-from gennode.node.state import NodeCard, StateFolder
+from gennode.node.state import NodeCard
 from gennode.node.testnet import Testnet, WorkerOptions
 from gennode.wire.ids import Span
 from tests.node.toys import Alone, tokens_of
@@ -157,14 +157,3 @@ def test_what_a_testnet_can_not_do_is_said_in_words(tmp_path: Path) -> None:
     assert testnet.down() == []
     testnet.remove()
     assert not tmp_path.exists()
-
-
-def test_a_folder_holds_one_node_at_a_time(tmp_path: Path) -> None:
-    folder = StateFolder(tmp_path)
-    folder.prepare()
-    assert not folder.is_running()
-    with folder.locked():
-        assert folder.is_running()
-        with pytest.raises(UsageError, match="another node"), StateFolder(tmp_path).locked():
-            pass
-    assert not folder.is_running()
