@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to find its neighbours
 
 if TYPE_CHECKING:
-    from gennode.engine.owner import LlamaOwner
+    from gennode.engine.seam import Logits, OwnerEngine, States
     from gennode.node.ask import Asker
     from gennode.node.control import NodeStatus
     from gennode.node.prompt import Swarm
@@ -104,9 +105,9 @@ def _rest(side: Side) -> float:
 
 async def measure(model: str, threads: int, plan: Plan) -> Side:
     """Both sides in turns, so that a busy machine disturbs both alike."""
-    from bench._local import LocalSwarm
     from gennode.engine.shard import LlamaShard
     from gennode.engine.weights import find_model, open_model
+    from gennode.node.alone import Alone
     from gennode.node.ask import asking
     from gennode.node.testnet import Testnet, WorkerOptions
     from gennode.sharding.plan import split
@@ -117,7 +118,7 @@ async def measure(model: str, threads: int, plan: Plan) -> Side:
     whole = Span(0, layers)
     engine = LlamaShard(folder)
     engine.load(whole)
-    local = LocalSwarm(engine, [whole])
+    local = Alone(engine, [whole])
     with tempfile.TemporaryDirectory(prefix="gennode-bench-") as place:
         testnet = Testnet(Path(place))
         spans = split(layers, [1.0] * WORKERS, [layers] * WORKERS)
@@ -131,7 +132,7 @@ async def measure(model: str, threads: int, plan: Plan) -> Side:
 
 
 async def _take_turns(asker: Asker, local: Swarm, cards: list[NodeCard], plan: Plan) -> Side:
-    owner_s = TimedOwner(asker.owner)
+    owner = TimedOwner(asker.owner)
     await _generate(asker.owner, asker.node, 4)  # everybody's first step is slow
     await _generate(asker.owner, local, 4)
     singles, pipelines, ratios = [], [], []
@@ -140,9 +141,7 @@ async def _take_turns(asker: Asker, local: Swarm, cards: list[NodeCard], plan: P
     for _ in range(plan.rounds):
         single_s, _ = await _generate(asker.owner, local, plan.tokens)
         start_s = time.perf_counter()
-        owner_s.running = True
-        pipeline_s, given = await _generate(owner_s, asker.node, plan.tokens)  # type: ignore[arg-type]
-        owner_s.running = False
+        pipeline_s, given = await _generate(owner, asker.node, plan.tokens)
         spent_s += time.perf_counter() - start_s
         tokens += given
         singles.append(single_s)
@@ -161,33 +160,37 @@ async def _take_turns(asker: Asker, local: Swarm, cards: list[NodeCard], plan: P
         hop_bytes=middle / rows,
         compute_share=compute_s / spent_s,
         codec_share=codec_s / spent_s,
-        owner_share=owner_s.spent_s / spent_s,
+        owner_share=owner.spent_s / spent_s,
     )
 
 
 class TimedOwner:
-    """The owner's engine with a watch on its head and embedding."""
+    """The owner's engine with a watch on its head and embedding; satisfies `OwnerEngine`."""
 
-    def __init__(self, owner: LlamaOwner) -> None:
-        self._owner = owner
-        self.running = False
+    def __init__(self, owner: OwnerEngine) -> None:
+        self.model, self.dim, self.layers = owner.model, owner.dim, owner.layers
+        self.max_positions = owner.max_positions
+        self.tokenize, self.detokenize = owner.tokenize, owner.detokenize
+        self.is_end = owner.is_end
         self.spent_s = 0.0
+        self._owner = owner
 
-    def __getattr__(self, name: str) -> object:
-        value = getattr(self._owner, name)
-        if name not in ("logits", "embed"):
-            return value
+    def embed(self, tokens: Sequence[int]) -> States:
+        """As the owner's."""
+        start_s = time.perf_counter()
+        states = self._owner.embed(tokens)
+        self.spent_s += time.perf_counter() - start_s
+        return states
 
-        def timed(*arguments: object) -> object:
-            start_s = time.perf_counter()
-            result = value(*arguments)
-            self.spent_s += time.perf_counter() - start_s
-            return result
+    def logits(self, state: States) -> Logits:
+        """As the owner's."""
+        start_s = time.perf_counter()
+        logits = self._owner.logits(state)
+        self.spent_s += time.perf_counter() - start_s
+        return logits
 
-        return timed
 
-
-async def _generate(owner: LlamaOwner, swarm: Swarm, tokens: int) -> tuple[float, int]:
+async def _generate(owner: OwnerEngine, swarm: Swarm, tokens: int) -> tuple[float, int]:
     """(mean seconds per token after the first, tokens)."""
     from gennode.engine.sample import Sampling
     from gennode.node.prompt import answer
@@ -210,11 +213,11 @@ async def measure_agreement(prompts: int) -> float:
     """Share of answer positions where int8 frames lead to the token that raw states lead to."""
     import numpy as np
 
-    from bench._local import LocalSwarm
     from gennode.engine.owner import LlamaOwner
     from gennode.engine.sample import Sampling
     from gennode.engine.shard import LlamaShard
     from gennode.engine.weights import find_model, open_model
+    from gennode.node.alone import Alone
     from gennode.node.prompt import answer
     from gennode.sharding.plan import split
     from gennode.wire.ids import Span
@@ -225,7 +228,7 @@ async def measure_agreement(prompts: int) -> float:
     owner, engine = LlamaOwner(folder), LlamaShard(folder)
     engine.load(Span(0, layers))
     spans = split(layers, [1.0] * WORKERS, [layers] * WORKERS)
-    raw, coded = LocalSwarm(engine, spans), LocalSwarm(engine, spans, "int8-outlier")
+    raw, coded = Alone(engine, spans), Alone(engine, spans, "int8-outlier")
     same = seen = 0
     each = -(-prompts // len(FAMILIES))
     for example in (e for family in FAMILIES for e in held_out_examples(family, 7, each)):

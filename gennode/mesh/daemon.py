@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import ipaddress
 import os
 import shutil
 import socket
@@ -79,7 +80,12 @@ def check_free(host: str, port: int) -> None:
     """
     if not 0 <= port <= MAX_PORT:
         raise UsageError(f"{port} is no TCP port", hint="use 0 for any free one, or 1 to 65535")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError as error:
+        hint = "give an IP address of this machine, such as 127.0.0.1"
+        raise UsageError(f"{host!r} is no IP address", hint=hint) from error
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -7,6 +7,9 @@ from collections import deque
 MIN_PATIENCE_S = 1.0  # design: max(1 s, 4 × p99)
 P99_FACTOR = 4.0
 WINDOW = 128  # recent steps that the 99th percentile is taken over
+BUSY_FACTOR = 4.0  # so much more patience with a hop that says that it is computing
+MIN_BUSY_S = 5.0
+ENOUGH_STEPS = 8  # measured, before a busy hop may be judged by them
 FIRST_PATIENCE_S = 2.0  # before anything was measured; it only starts questions, never ends them
 
 
@@ -41,6 +44,13 @@ class Patience:
             return False
         since_s, rows = next(iter(self._sent.values()))
         return now_s - since_s > self._limit_s(rows)
+
+    def is_hopeless(self, now_s: float) -> bool:
+        """Whether even a hop that is computing has had all the time that it can need."""
+        if not self._sent or len(self._row_times_s) < ENOUGH_STEPS:
+            return False
+        since_s, rows = next(iter(self._sent.values()))
+        return now_s - since_s > max(MIN_BUSY_S, BUSY_FACTOR * self._limit_s(rows))
 
     def _limit_s(self, rows: int) -> float:
         if not self._row_times_s:

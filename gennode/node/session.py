@@ -250,7 +250,11 @@ class SessionMachine:
         if not current or not self._patience.is_out(now_s):
             return []
         stuck = self._watch.stuck(sender, message, self._answered)
-        return self._mend({stuck}, "idle while a step waits for it", now_s) if stuck else []
+        if stuck is not None:
+            return self._mend({stuck}, "idle while a step waits for it", now_s)
+        if self._patience.is_hopeless(now_s):
+            return self._mend({self._watch.behind()}, "computes without an end", now_s)
+        return []
 
     # -- opening and repairing ----------------------------------------------------------------
 

@@ -10,7 +10,8 @@ from functools import partial
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import ShardEngine
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
-from gennode.errors import GennodeError
+from gennode.errors import GennodeError, LocalError
+from gennode.node.alone import Alone
 from gennode.node.prompt import answer
 from gennode.node.simulated import SimulatedSwarm
 from gennode.node.worker import Worker
@@ -121,20 +122,16 @@ def _plan_faults(
 
 def _undisturbed(owner: ToyOwner, prompt: str, sampling: Sampling) -> list[int]:
     """The answer of one machine that holds all layers and never fails."""
-    swarm = SimulatedSwarm(seed=0)
-    engine = ToyShard(toy_manifest(LAYERS))
-    engine.load(Span(0, LAYERS))
-    swarm.add(Worker(engine, LAYERS, capacity_layers=LAYERS))
-    handle = swarm.owner(swarm.add())
+    engine, whole = ToyShard(toy_manifest(LAYERS)), Span(0, LAYERS)
+    engine.load(whole)
     tokens: list[int] = []
-    ended: list[bool] = []
 
     async def ask() -> None:
-        async for token in answer(prompt, owner, handle, sampling):
+        async for token in answer(prompt, owner, Alone(engine, [whole]), sampling):
             tokens.append(token)
-        ended.append(True)
 
-    swarm.run(3.0)
-    swarm.spawn(ask())
-    swarm.run(STORY_LIMIT_S, done=lambda: bool(ended))
-    return tokens
+    try:
+        ask().send(None)
+    except StopIteration:
+        return tokens
+    raise LocalError("an answer without a mesh waited for something")

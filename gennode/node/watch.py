@@ -45,6 +45,11 @@ class Watch:
         self._passed.clear()
         self._idle.clear()
 
+    def behind(self) -> PeerId:
+        """The first hop that has not passed on the awaited step, busy or not."""
+        missing = (index for index in range(len(self._path)) if index not in self._passed)
+        return self._path[next(missing, len(self._path) - 1)].peer
+
     def stuck(self, peer: PeerId, pong: Pong, awaited: int) -> PeerId | None:
         """The first hop that sits idle although the hop before it has passed on `awaited`."""
         progress = {layer: (passed, busy) for layer, passed, busy in pong.progress}

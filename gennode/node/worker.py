@@ -64,6 +64,8 @@ class Worker:
             return self._do(job)
         except GennodeError as error:
             return error
+        except MemoryError:
+            return ResourceError("out of memory")
 
     def _do(self, job: Job) -> bytes:
         engine = self.engine

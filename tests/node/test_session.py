@@ -9,6 +9,7 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, NoRouteError, RemoteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
+from gennode.node.patience import ENOUGH_STEPS, MIN_BUSY_S
 from gennode.node.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
 from gennode.node.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
@@ -236,6 +237,17 @@ def test_a_hop_that_is_idle_although_the_step_reached_it_is_replaced() -> None:
     at_s, actions = _watch(machine, 30.0, stuck)
     assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
     assert at_s < 2.0 + (IDLE_PONGS + 1) * 0.3
+
+
+def test_a_hop_that_computes_far_longer_than_ever_before_is_replaced() -> None:
+    machine = _ready()
+    _answer(machine, ENOUGH_STEPS)
+    machine.submit(ENOUGH_STEPS, 1, 1, frame(), 0.0)
+    last = ENOUGH_STEPS - 1
+    wedged = {FIRST: (ENOUGH_STEPS, False), SECOND: (last, True), THIRD: (last, False)}
+    at_s, actions = _watch(machine, 30.0, wedged)
+    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert MIN_BUSY_S < at_s < MIN_BUSY_S + 1
 
 
 def test_no_work_may_take_for_ever() -> None:

@@ -18,12 +18,13 @@ from gennode.engine.sample import Sampling
 from gennode.engine.shard import LlamaShard
 from gennode.engine.weights import find_model, open_model
 from gennode.errors import ResourceError, UsageError
+from gennode.node.alone import Alone
 from gennode.node.ask import Answer, Asker, asking
 from gennode.node.control import NodeStatus, ask_status
 from gennode.node.state import NodeCard
 from gennode.node.testnet import Testnet, WorkerOptions
 from gennode.wire.ids import Span
-from tests.node.toys import Alone, tokens_of
+from tests.node.toys import tokens_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -61,7 +62,10 @@ async def until(holds: Callable[[], bool], asker: Asker) -> None:
 async def expected() -> tuple[int, ...]:
     """What one process answers that holds the same spans and codes states between them."""
     folder = open_model(find_model(MODEL))
-    alone = Alone(tuple((LlamaShard(folder), span) for span in SPANS), "int8-outlier")
+    engine = LlamaShard(folder)
+    for span in SPANS:
+        engine.load(span)
+    alone = Alone(engine, SPANS, "int8-outlier")
     return tuple(await tokens_of(PROMPT, LlamaOwner(folder), alone, SAMPLING))
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 from gennode.engine.sample import Sampling
-from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
+from gennode.engine.seam import OwnerEngine
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.mesh.memory import MemoryNetwork
 from gennode.node.actions import Opened, Rerouted
+from gennode.node.alone import Alone
 from gennode.node.live import LiveNode
 from gennode.node.prompt import Swarm, answer
 from gennode.node.worker import Worker
-from gennode.wire.activations import codec
 from gennode.wire.ids import Span
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
@@ -26,33 +26,6 @@ THIRDS = (Span(0, 2), Span(2, 4), Span(4, 6))
 WAIT_S = 20.0
 SAMPLING = Sampling(max_tokens=32)
 OWNER_SEED, ATTACKER_SEED = 200, 201
-
-
-@dataclass(frozen=True)
-class Alone:
-    """All spans in this process, with each hop's coding: what a swarm must agree with."""
-
-    shards: tuple[tuple[ShardEngine, Span], ...]
-    codec: CodecName
-
-    @asynccontextmanager
-    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[Alone]:
-        """Satisfies `prompt.Swarm`."""
-        for shard, span in self.shards:
-            shard.load(span)
-            shard.open("alone", span, max_positions)
-        yield self
-
-    def step(self, position: int, states: States, *, reply_rows: int) -> Awaitable[States]:
-        """Satisfies `prompt.Pipeline`."""
-        wire = codec(self.codec)
-        for shard, _ in self.shards:
-            received = wire.decode(wire.encode(states), states.shape[1])
-            [states] = shard.step([StepInput("alone", position, received)])
-        states = wire.decode(wire.encode(states), states.shape[1])
-        done: asyncio.Future[States] = asyncio.get_running_loop().create_future()
-        done.set_result(states[len(states) - reply_rows :])
-        return done
 
 
 async def tokens_of(
@@ -74,8 +47,14 @@ async def tokens_of(
 
 async def truth(prompt: str, sampling: Sampling = SAMPLING) -> list[int]:
     """The toy's answer on one machine that never fails, uncoded."""
-    alone = Alone(((ToyShard(MANIFEST), Span(0, LAYERS)),), "raw")
-    return await tokens_of(prompt, ToyOwner(MANIFEST), alone, sampling)
+    return await tokens_of(prompt, ToyOwner(MANIFEST), toy_alone(), sampling)
+
+
+def toy_alone() -> Alone:
+    """All layers of the toy in this process."""
+    engine, whole = ToyShard(MANIFEST), Span(0, LAYERS)
+    engine.load(whole)
+    return Alone(engine, [whole])
 
 
 @dataclass

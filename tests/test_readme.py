@@ -11,7 +11,7 @@ import pytest
 
 from gennode.cli import EXIT_CODES, group
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

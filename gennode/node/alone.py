@@ -1,4 +1,4 @@
-"""A model in one process: what a pipeline of workers is compared with."""
+"""A swarm of one: all layers in this process, without a mesh. What a real swarm must agree with."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Ready:
         return self._states
 
 
-class LocalSwarm:
-    """Layers of one engine, cut into spans; satisfies `prompt.Swarm` and `prompt.Pipeline`.
+class Alone:
+    """Loaded layers of one engine, cut into spans; satisfies `prompt.Swarm` and `.Pipeline`.
 
     With a codec, states pass through it before the first span and after each, as on a route.
+    One answer at a time.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class LocalSwarm:
         self._codec = codec(codec_name) if codec_name else None
 
     @asynccontextmanager
-    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[LocalSwarm]:
+    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[Alone]:
         """Begin a sequence over all spans."""
         for span in self._spans:
             self._engine.open(span, span, max_positions)
