@@ -152,7 +152,7 @@ async def _take_turns(asker: Asker, local: Swarm, cards: list[NodeCard], plan: P
     codec_s = sum(b.codec_s - a.codec_s for a, b in zip(before, after, strict=True))
     # a row for each position: the prompt's, and the answer's but for its last token
     rows = tokens + plan.rounds * (len(asker.owner.tokenize(PROMPT)) - 1)
-    middle = after[0].sent_bytes - before[0].sent_bytes  # the first worker's, to the second
+    middle = after[0].step_bytes - before[0].step_bytes  # the first worker's, to the second
     return Side(
         single_s=statistics.median(singles),
         pipeline_s=statistics.median(pipelines),

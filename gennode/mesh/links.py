@@ -84,16 +84,17 @@ class Links:
             del self._addresses[next(iter(self._addresses))]
         self._addresses[peer] = tuple(addresses)[:MAX_ADDRESSES_PER_PEER]
 
-    def send(self, peer: PeerId, message: Message, payload: Buffer = b"") -> None:
+    def send(self, peer: PeerId, message: Message, payload: Buffer = b"") -> int:
         """Send a message, without waiting. `payload` must not change afterwards.
 
-        To ourselves it goes through the event loop, so that it never arrives within this call.
+        Returns the bytes that it takes on the link. To ourselves it goes through the event
+        loop, so that it never arrives within this call.
         """
         if not self._is_open:
             raise LocalError("a message is sent before links are open or after they closed")
         if peer == self._transport.peer:
             self._loop.call_soon(self._on_message, peer, message, bytes(payload))
-            return
+            return 0
         outgoing = self._outgoing.get(peer)
         if outgoing is None:
             outgoing = self._outgoing[peer] = Outgoing(
@@ -105,11 +106,7 @@ class Links:
                 self._over,
                 self._done,
             )
-        outgoing.send(message, payload)
-
-    def pushed_bytes(self) -> int:
-        """What the messages took that were sent on the links that are up."""
-        return sum(outgoing.pushed_bytes for outgoing in self._outgoing.values())
+        return outgoing.send(message, payload)
 
     def close_peer(self, peer: PeerId) -> None:
         """End our link to a peer once all has arrived; nothing is reported if that fails.

@@ -55,19 +55,16 @@ class Outgoing:
         self._is_over = False
         self._dialling = spawn(self._dial(DIAL_TIMEOUT_S))
 
-    @property
-    def pushed_bytes(self) -> int:
-        """What all messages to this peer took, each counted once."""
-        return self._sender.pushed_bytes
-
-    def send(self, message: Message, payload: Buffer) -> None:
-        """Write a message to the stream, or queue it until there is one."""
+    def send(self, message: Message, payload: Buffer) -> int:
+        """Write a message to the stream, or queue it until there is one; its bytes there."""
         if self._is_over:
-            return
+            return 0
+        before = self._sender.pushed_bytes
         try:
             self._write(self._sender.push(message, payload))
         except NetworkError as error:
             self._give_up(str(error), breach=False)
+        return self._sender.pushed_bytes - before
 
     def end(self) -> None:
         """Send what is queued, have it confirmed, close."""

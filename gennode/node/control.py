@@ -38,7 +38,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     steps: int
     compute_s: float
     codec_s: float
-    sent_bytes: int
+    step_bytes: int
     workers: tuple[WorkerView, ...]
 
 
@@ -64,7 +64,7 @@ def status_of(node: LiveNode) -> NodeStatus:
         steps=work.steps,
         compute_s=work.compute_s,
         codec_s=work.codec_s,
-        sent_bytes=node.sent_bytes(),
+        step_bytes=node.step_bytes,
         workers=workers,
     )
 

@@ -34,7 +34,7 @@ from gennode.node.peer import PeerMachine
 from gennode.node.worker import Work, Worker
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import Announcement, CodecName, Message
+from gennode.wire.messages import Announcement, CodecName, Message, Step
 from gennode.wire.signing import Key
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class LiveNode:
         )
         self.transport = transport
         self.codec = codec_name
+        self.step_bytes = 0
+        """What the steps took that were sent from here, with all headers."""
         self._worker: Worker | None = None
         self._on_event = on_event
         self._neighbours: dict[PeerId, None] = {}
@@ -201,10 +203,6 @@ class LiveNode:
         """What this node has computed for others."""
         return self._worker.work if self._worker else Work()
 
-    def sent_bytes(self) -> int:
-        """What this node has sent to the peers that it has links to."""
-        return self._links.pushed_bytes()
-
     def _known(self) -> list[PeerId]:
         return list(self._neighbours)
 
@@ -227,7 +225,9 @@ class LiveNode:
         for action in actions:
             match action:
                 case Send():
-                    self._links.send(action.peer, action.message, action.payload)
+                    sent_bytes = self._links.send(action.peer, action.message, action.payload)
+                    if isinstance(action.message, Step):
+                        self.step_bytes += sent_bytes
                 case Run():
                     self._run(action.job)
                 case _:
