@@ -32,6 +32,7 @@ from gennode.node.actions import (
 )
 from gennode.node.peer import PeerMachine
 from gennode.node.worker import Work, Worker
+from gennode.sharding.route import Gap
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Announcement, CodecName, Message, Step
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 TICK_S = 0.05
 CONNECT_TIMEOUT_S = 10.0
+WARM_PATIENCE_S = 3.0  # a directory exchange takes a second
 RENDEZVOUS_INTERVAL_S = 15.0
 PROVIDERS_WANTED = 16
 
@@ -149,21 +151,32 @@ class LiveNode:
             log.warning("bootstrap: %s", failure)
 
     async def find_workers(self, model: ModelId, layers: int, *, timeout_s: float) -> None:
-        """Wait until the directory covers a model's layers, or the time is over."""
+        """Wait until the directory covers a model's layers, or the time is over.
+
+        For a moment only layers that are loaded count: the first worker that we hear of would
+        often load all the others' as well.
+        """
         await self._rendezvous(model, provide=False)
-        deadline_s = self._now_s() + timeout_s
-        while self._shortfall(model, layers) and (left_s := deadline_s - self._now_s()) > 0:
-            self._directory_changed.clear()
-            try:
-                await asyncio.wait_for(self._directory_changed.wait(), left_s)
-            except TimeoutError:
+        start_s, whole, own = self._now_s(), Span(0, layers), self.machine.peer
+        for find, patience_s in (
+            (self.machine.warm_route, min(WARM_PATIENCE_S, timeout_s)),
+            (self.machine.route, timeout_s),
+        ):
+            while isinstance(find(model, whole, own, frozenset(), self._now_s()), Gap):
+                if not await self._directory_changes(start_s + patience_s - self._now_s()):
+                    break
+            else:
                 return
 
-    def _shortfall(self, model: ModelId, layers: int) -> bool:
-        route = self.machine.route(
-            model, Span(0, layers), self.machine.peer, frozenset(), self._now_s()
-        )
-        return not hasattr(route, "hops")
+    async def _directory_changes(self, within_s: float) -> bool:
+        """Wait for the next change; whether there was one in time."""
+        self._directory_changed.clear()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._directory_changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     # -- what keeps going ---------------------------------------------------------------------
 

@@ -131,21 +131,38 @@ class PeerMachine:
         Only where nobody has them are workers asked to load more: who hosts what is the
         plan's to decide, not the route's.
         """
-        live = self.live(now_s)
-        found: Route | Gap = Gap((span,), "")
-        for allow_cold in (False, True):
-            found = choose_route(
-                live,
-                model=model,
-                span=span,
-                entry=entry,
-                exclude=avoid,
-                link_time_s=lambda _source, _target: LINK_TIME_S,
-                allow_cold=allow_cold,
-            )
-            if isinstance(found, Route):
-                break
-        return found
+        warm = self.warm_route(model, span, entry, avoid, now_s)
+        return (
+            warm
+            if isinstance(warm, Route)
+            else self._route(model, span, entry, avoid, now_s, allow_cold=True)
+        )
+
+    def warm_route(
+        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
+    ) -> Route | Gap:
+        """The best chain over `span` for which nobody has to load a layer."""
+        return self._route(model, span, entry, avoid, now_s, allow_cold=False)
+
+    def _route(
+        self,
+        model: ModelId,
+        span: Span,
+        entry: PeerId,
+        avoid: frozenset[PeerId],
+        now_s: float,
+        *,
+        allow_cold: bool,
+    ) -> Route | Gap:
+        return choose_route(
+            self.live(now_s),
+            model=model,
+            span=span,
+            entry=entry,
+            exclude=avoid,
+            link_time_s=lambda _source, _target: LINK_TIME_S,
+            allow_cold=allow_cold,
+        )
 
     def open_session(
         self,
