@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo.svg"
-COLUMNS = 100
+COLUMNS = 92
 STYLES = {
     "route before": "cyan",
     "killed": "bold red",

@@ -55,8 +55,8 @@ SIZES: Mapping[str, Size] = {
          "english": 4, "listing": 4},
     ),
     "medium": Size(
-        128, 5, 4, 2, 344, 32, 1200, 4e-3, 2,
-        {"addition": 6, "sorting": 2, "reversing": 2, "counting": 1, "look-up": 4,
+        128, 5, 4, 2, 344, 32, 1400, 4e-3, 2,
+        {"addition": 6, "sorting": 2, "reversing": 2, "counting": 1, "look-up": 10,
          "english": 3, "listing": 4},
     ),
     "large": Size(
