@@ -47,6 +47,7 @@ CONNECT_TIMEOUT_S = 10.0
 WARM_PATIENCE_S = 3.0  # a directory exchange takes a second
 RENDEZVOUS_INTERVAL_S = 15.0
 PROVIDERS_WANTED = 16
+MAX_NEIGHBOURS = 256  # whom digests are offered to beside the live workers
 
 
 def rendezvous_key(model: ModelId) -> bytes:
@@ -205,7 +206,11 @@ class LiveNode:
         except NetworkError as error:
             log.info("rendezvous: %s", error)
             return
-        self._neighbours.update(dict.fromkeys(peer for peer in found if peer != self.machine.peer))
+        for peer in found:
+            if peer != self.machine.peer:
+                self._neighbours[peer] = None
+        while len(self._neighbours) > MAX_NEIGHBOURS:  # the DHT forgets the dead only slowly
+            del self._neighbours[next(iter(self._neighbours))]
 
     def live(self) -> tuple[Announcement, ...]:
         """Every announcement that is alive."""
