@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +15,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # to find the tasks as a script
 
+from bench._report import report
 from tools.demo_tasks import FAMILIES, Example, held_out_examples
 
 MODELS = Path(__file__).resolve().parents[1] / "gennode" / "models"
@@ -78,25 +77,6 @@ def share(flags: Iterable[bool]) -> float:
     return sum(counted) / len(counted)
 
 
-def machine() -> str:
-    """Processor, cores and torch version in one line."""
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        lines = information.read_text().splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-def show(accuracy: Mapping[str, Mapping[str, float]], asked: Mapping[str, list[Example]]) -> None:
-    """Prints the table for people."""
-    print(f"{'task':<12}{'prompts':>8}" + "".join(f"{size:>9}" for size in SIZES))
-    for family, examples in asked.items():
-        figures = "".join(f"{accuracy[size][family]:>9.1%}" for size in SIZES)
-        print(f"{family:<12}{len(examples):>8}{figures}")
-
-
 def same_mistakes(said: Said, asked: Mapping[str, list[Example]]) -> float:
     """The share of prompts that small and medium answer with the same wrong words."""
     return share(
@@ -119,12 +99,12 @@ def figures_of(accuracy: Mapping[str, Mapping[str, float]], same_wrong: float) -
 
 def main() -> None:
     """Reads the command line, measures, prints a table and then one line of JSON."""
+    disable_progress_bar()  # of loading, which takes no time
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer prompts, under 50 s")
     parser.add_argument("--models", type=Path, default=MODELS)
     arguments = parser.parse_args()
     count = PROMPTS_PER_FAMILY_QUICK if arguments.quick else PROMPTS_PER_FAMILY
-    start_s = time.monotonic()
     asked = {family: held_out_examples(family, SEED, count) for family in FAMILIES}
     said: Said = {}
     for size in SIZES:
@@ -143,11 +123,16 @@ def main() -> None:
         for size, families in said.items()
     }
     same_wrong = same_mistakes(said, asked)
-    show(accuracy, asked)
     print(f"small and medium give the same wrong answer to {same_wrong:.1%} of the prompts")
-    print(f"took {time.monotonic() - start_s:.0f} s")
-    figures = figures_of(accuracy, same_wrong)
-    print(json.dumps({"bench": "demo_accuracy", "figures": figures, "machine": machine()}))
+    report(
+        "demo_accuracy",
+        figures_of(accuracy, same_wrong),
+        columns=("task", "prompts", *SIZES),
+        rows=[
+            (family, len(examples), *(f"{accuracy[size][family]:.1%}" for size in SIZES))
+            for family, examples in asked.items()
+        ],
+    )
 
 
 if __name__ == "__main__":
