@@ -99,7 +99,7 @@ def figures_of(accuracy: Mapping[str, Mapping[str, float]], same_wrong: float) -
 
 def main() -> None:
     """Reads the command line, measures, prints a table and then one line of JSON."""
-    disable_progress_bar()  # of loading, which takes no time
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # loading takes no time
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer prompts, under 50 s")
     parser.add_argument("--models", type=Path, default=MODELS)
