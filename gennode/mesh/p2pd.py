@@ -81,6 +81,11 @@ class P2pdTransport:
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
 
+    @property
+    def folder(self) -> Path:
+        """A private folder that is gone when we are, even after SIGKILL."""
+        return self._alive().folder
+
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         way, peer = multiaddr.split_peer(address)
         request = pb.Request(

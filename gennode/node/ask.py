@@ -135,7 +135,8 @@ async def asking(
         Key(os.urandom(SEED_BYTES)),
         codec_name=codec_name,
         on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
-    ) as node:
+    ) as started:
+        node = started.node
         asker = Asker(node, owner, on_failover)
         with progress("looking for workers", unit="steps"):
             await node.bootstrap(bootstrap)

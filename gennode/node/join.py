@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +15,6 @@ import psutil
 from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.errors import ResourceError, UsageError
-from gennode.mesh.daemon import socket_folder
-from gennode.node.control import answering
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
@@ -30,7 +26,6 @@ from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 
 MEET_TIMEOUT_S = 3.0  # how long a newcomer listens before it chooses its layers
-_SOCKET = "control.sock"
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
 
@@ -77,18 +72,15 @@ async def join(
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # until now they end us at once
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with running(key, host=options.host, port=options.port) as node:
+        async with running(key, host=options.host, port=options.port) as started:
+            node = started.node
             await node.bootstrap(options.bootstrap)
             await _settle(node, worker, folder, options, progress)
-            with _control_folder() as control:
-                async with answering(node, control / _SOCKET):
-                    joined = _joined(node, worker)
-                    path = str(control / _SOCKET)
-                    state.publish(
-                        NodeCard(key.peer, os.getpid(), joined.addresses, path, joined.model)
-                    )
-                    on_ready(joined)
-                    await stop.wait()
+            joined = _joined(node, worker)
+            control = str(started.status_socket)
+            state.publish(NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model))
+            on_ready(joined)
+            await stop.wait()
 
 
 def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
@@ -148,12 +140,3 @@ def _joined(node: LiveNode, worker: Worker) -> Joined:
         layer_time_s=facts.layer_time_s,
         compute_class=facts.compute_class,
     )
-
-
-@contextmanager
-def _control_folder() -> Iterator[Path]:
-    folder = socket_folder()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

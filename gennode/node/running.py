@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from gennode.errors import NetworkError
 from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.actions import Opened, Rerouted
+from gennode.node.control import answering
 from gennode.node.live import LiveNode
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
+
+
+@dataclass(frozen=True)
+class Running:
+    """A node that runs. `status_socket`: the unix socket that answers with its status."""
+
+    node: LiveNode
+    status_socket: Path
 
 
 @asynccontextmanager
@@ -21,7 +32,7 @@ async def running(
     port: int = 0,
     codec_name: CodecName = "int8-outlier",
     on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
-) -> AsyncIterator[LiveNode]:
+) -> AsyncIterator[Running]:
     """A node that listens on `host` and `port` (0: any free one).
 
     If the daemon dies, so does the node, with a NetworkError that has its last words.
@@ -33,9 +44,11 @@ async def running(
             node.fail(NetworkError(reason, hint="start the node again"))
 
     transport = await P2pdTransport.start(key, host=host, port=port, on_exit=on_exit)
+    path = transport.folder / "status"
     try:
         async with LiveNode(transport, key, codec_name=codec_name, on_event=on_event) as node:
             nodes.append(node)
-            yield node
+            async with answering(node, path):
+                yield Running(node, path)
     finally:
         await transport.close()

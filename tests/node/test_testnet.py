@@ -24,7 +24,7 @@ from gennode.node.control import NodeStatus, ask_status
 from gennode.node.state import NodeCard
 from gennode.node.testnet import Testnet, WorkerOptions
 from gennode.wire.ids import Span
-from tests.node.toys import tokens_of
+from tests.node.toys import WAIT_S, tokens_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -96,8 +96,12 @@ async def test_the_same_tokens_though_a_worker_is_killed_and_another_stopped(
         assert [hop.span for hop in whole.route] == list(SPANS)
         assert whole.failovers == ()
 
+        before = testnet.cards()
         killed, victim, _ = await hurt_at_token(testnet, asker, 1, signal.SIGKILL)
         assert killed.tokens == truth
+        async with asyncio.timeout(WAIT_S):  # its daemon and its sockets go with it
+            while Path(before[victim].control).parent.exists():
+                await asyncio.sleep(0)
         [failover] = killed.failovers
         assert failover.after_tokens >= HURT_AT
         assert victim not in testnet.cards()
