@@ -25,7 +25,6 @@ from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 
-MEET_TIMEOUT_S = 3.0  # how long a newcomer listens before it chooses its layers
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
 
@@ -120,7 +119,7 @@ async def _settle(
     span = options.span
     if span is None:
         if options.bootstrap:
-            await node.find_workers(model, layers, timeout_s=MEET_TIMEOUT_S)
+            await node.hear(model)
         others = [seen for seen in node.live() if seen.model == model]
         span = place(layers, worker.capacity_layers, others)
     with progress(f"loading layers {span}", unit="layers") as report:

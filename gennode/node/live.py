@@ -45,6 +45,8 @@ T = TypeVar("T")
 TICK_S = 0.05
 CONNECT_TIMEOUT_S = 10.0
 WARM_PATIENCE_S = 3.0  # a directory exchange takes a second
+HEAR_TIMEOUT_S = 10.0
+QUIET_S = 1.5  # longer than the directory's exchange interval
 RENDEZVOUS_INTERVAL_S = 15.0
 PROVIDERS_WANTED = 16
 MAX_NEIGHBOURS = 256  # whom digests are offered to beside the live workers
@@ -168,6 +170,14 @@ class LiveNode:
                     break
             else:
                 return
+
+    async def hear(self, model: ModelId) -> None:
+        """Wait for the first announcement, then until no more come for a moment."""
+        await self._rendezvous(model, provide=False)
+        deadline_s = self._now_s() + HEAR_TIMEOUT_S
+        quiet_s = QUIET_S if self.live() else HEAR_TIMEOUT_S
+        while await self._directory_changes(min(quiet_s, deadline_s - self._now_s())):
+            quiet_s = QUIET_S
 
     async def _directory_changes(self, within_s: float) -> bool:
         """Wait for the next change; whether there was one in time."""
