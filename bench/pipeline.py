@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to find its neighbours
 
+import msgspec
+
 if TYPE_CHECKING:
     from gennode.engine.seam import Logits, OwnerEngine, States
     from gennode.node.ask import Asker
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from gennode.node.state import NodeCard
 
 WORKERS = 3
+QUICK_LAYERS = 8  # of the 22; one layer takes the same time, and hops weigh a little more
 PROMPT = "count from 12 to 40 ="
 CACHE = Path(__file__).resolve().parent.parent / ".bench"
 
@@ -70,11 +73,16 @@ def main() -> None:
     plan = Plan(tokens=12, rounds=2, agreement_prompts=20)
     if not options.quick:
         plan = Plan(tokens=48, rounds=5, agreement_prompts=200)
-    large = CACHE / "random-llama-1.1b"
+    layers = QUICK_LAYERS if options.quick else LLAMA_1B.layers
+    large = CACHE / f"random-llama-1.1b-{layers}-layers"
     if not (large / "model.safetensors").exists():
-        random_llama(large, LLAMA_1B, seed=1)
+        say("writing a random model …")
+        random_llama(large, msgspec.structs.replace(LLAMA_1B, layers=layers), seed=1)
+    say("measuring the bundled model …")
     bundled = asyncio.run(measure("gennode-large", options.threads, plan))
+    say(f"measuring {layers} layers of the 1.1 B shape …")
     random = asyncio.run(measure(str(large), options.threads, plan))
+    say("counting tokens that are the same …")
     agreement = asyncio.run(measure_agreement(plan.agreement_prompts))
     report(
         "pipeline",
@@ -84,7 +92,7 @@ def main() -> None:
             "bytes_per_hop_token": round(random.hop_bytes),
             "agreement_default_codec": round(agreement, 5),
         },
-        columns=("", "gennode-large, 3.4 M", "random Llama, 1.1 B"),
+        columns=("", "gennode-large, 3.4 M", f"1.1 B shape, {layers} layers"),
         rows=[
             ("one process, ms per token", *(f"{s.single_s * 1e3:.1f}" for s in (bundled, random))),
             ("3 workers, ms per token", *(f"{s.pipeline_s * 1e3:.1f}" for s in (bundled, random))),
@@ -97,6 +105,11 @@ def main() -> None:
             ("same token as with raw states", f"{agreement:.3%}", ""),
         ],
     )
+
+
+def say(text: str) -> None:
+    """For whoever waits; the figures go to standard output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _rest(side: Side) -> float:
@@ -122,7 +135,7 @@ async def measure(model: str, threads: int, plan: Plan) -> Side:
     with tempfile.TemporaryDirectory(prefix="gennode-bench-") as place:
         testnet = Testnet(Path(place))
         spans = split(layers, [1.0] * WORKERS, [layers] * WORKERS)
-        cards = testnet.up(spans, WorkerOptions(model, memory="4G", threads=threads))
+        cards = testnet.up(spans, WorkerOptions(model, memory="4G", threads=threads, leash=True))
         try:
             bootstrap = tuple(card.addresses[0] for card in cards.values())
             async with asking(model, bootstrap) as asker:

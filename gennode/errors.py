@@ -7,7 +7,7 @@ GennodeError                 1  anything below; carries a hint: what to do next
 ├── ModelError               3  a model is missing, corrupt, or of a kind we refuse
 ├── NetworkError             4  a peer, an address or the transport can't be reached
 ├── NoRouteError             5  no chain of live workers covers the model's layers
-├── ResourceError            6  out of disk, memory, ports or file handles
+├── ResourceError            6  out of disk, memory or file handles
 └── DeviceError              7  the accelerator asked for is not here
 """
 
@@ -57,7 +57,7 @@ class NoRouteError(GennodeError):
 
 
 class ResourceError(GennodeError):
-    """The machine has run out of something: disk, memory, ports, file handles."""
+    """The machine has run out of something: disk, memory, file handles."""
 
     exit_code = 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -18,9 +19,9 @@ Exit codes:
   1  a fault of ours or of a peer (please report it)
   2  wrong arguments or settings
   3  the model is missing, damaged or of a refused kind
-  4  a peer, an address or the transport can't be reached
+  4  a peer, an address or a port can't be used
   5  no live workers cover the model's layers
-  6  out of disk, memory or ports
+  6  out of disk or memory
   7  the accelerator asked for is not here
   130  interrupted"""
 
@@ -52,6 +53,8 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line and end the process with a documented exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # clean up as after Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

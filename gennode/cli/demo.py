@@ -44,7 +44,7 @@ def command(*, prompt: str, as_json: bool) -> None:
         note(f"starting {WORKERS} workers, each with a third of {DEFAULT_MODEL} …")
         cards = testnet.up(
             even_spans(DEFAULT_MODEL, WORKERS),
-            WorkerOptions(DEFAULT_MODEL, memory="1G"),
+            WorkerOptions(DEFAULT_MODEL, memory="1G", leash=True),
             on_ready=lambda name, card: note(f"  {name} is ready (process {card.pid})"),
         )
         try:

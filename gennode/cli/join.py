@@ -42,6 +42,7 @@ from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_te
     help="IP address to listen on; give a reachable one to serve other machines.",
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free")
+@click.option("--leash", is_flag=True, help="Leave when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option
 @JSON_OPTION
@@ -54,6 +55,7 @@ def command(
     memory: int | None,
     host: str,
     port: int,
+    leash: bool,
     threads: int | None,
     state: Path,
     as_json: bool,
@@ -89,6 +91,7 @@ def command(
         memory_bytes=memory,
         host=host,
         port=port,
+        leash=leash,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))
     note("left.")

@@ -29,7 +29,10 @@ class Size(click.ParamType[int]):
         match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([KMGT]?)(?:I?B)?", str(value).upper())
         if match is None:
             self.fail(f"{value!r} is no size; write 512M or 8G", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+        size = int(float(match[1]) * _UNITS[match[2]])
+        if size < 1:
+            self.fail("nothing is too little; write 512M or 8G", param, ctx)
+        return size
 
 
 class Layers(click.ParamType[tuple[int, int] | None]):
@@ -96,7 +99,7 @@ def sampling_options(command: F) -> F:
         ),
         click.option(
             "--temperature",
-            type=click.FloatRange(0.0, 100.0),
+            type=click.FloatRange(0.0, 2.0),
             default=0.0,
             show_default=True,
             help="0 takes the likeliest token.",

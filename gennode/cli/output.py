@@ -29,7 +29,7 @@ def note(text: str) -> None:
 
 
 def show_error(error: GennodeError, *, as_json: bool) -> None:
-    """What went wrong and what to do next, on standard error."""
+    """What went wrong and what to do next: for people on standard error, or as JSON."""
     if as_json:
         told: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
         print(json.dumps({"error": told | {"hint": error.hint, "exit_code": error.exit_code}}))

@@ -40,6 +40,7 @@ def show(status: NodeStatus, names: dict[PeerId, str]) -> None:
     """A node's status as a table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"workers that {names.get(status.peer, short(status.peer))} knows")
     for heading in ("peer", "model", "layers", "spare", "ms per layer", "sessions", "computes"):
@@ -52,7 +53,7 @@ def show(status: NodeStatus, names: dict[PeerId, str]) -> None:
             str(worker.spare_layers),
             f"{worker.layer_time_s * 1e3:.2f}",
             str(worker.sessions),
-            worker.compute_class,
+            Text(worker.compute_class),  # a peer's words, never markup
         )
     console = Console()
     console.print(table)

@@ -178,12 +178,24 @@ class Daemon:
 
     async def _spawn(self, command: list[str]) -> None:
         loop = asyncio.get_running_loop()
-        self._process, _ = await loop.subprocess_exec(
-            lambda: self._output,
-            "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self.folder), *command,
-            start_new_session=True,  # Ctrl-C in a terminal must reach us first, not the daemon
-            env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES)},
-        )  # fmt: skip
+        spawned: asyncio.Future[None] = loop.create_future()
+
+        async def spawn() -> None:
+            try:
+                self._process, _ = await loop.subprocess_exec(
+                    lambda: self._output,
+                    "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self.folder), *command,
+                    start_new_session=True,  # Ctrl-C must reach us first, not the daemon
+                    env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES)},
+                )  # fmt: skip
+            finally:
+                spawned.set_result(None)
+
+        try:
+            await asyncio.shield(spawn())
+        except asyncio.CancelledError:
+            await spawned  # cancelled in there, Python 3.11 waits for ever; `stop` ends the child
+            raise
         waiting = {self._ready, self._ended}
         await asyncio.wait(waiting, timeout=START_TIMEOUT_S, return_when="FIRST_COMPLETED")
         if self._ended.done() or not self._ready.done():

@@ -113,6 +113,7 @@ class P2pdTransport:
             ),
         )
         opened: asyncio.Future[None] = self._loop.create_future()
+        opened.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
 
         def on_header(stream: DaemonStream, buffer: bytearray) -> bool:
             if not _opened(buffer, peer):

@@ -23,11 +23,11 @@ from gennode.wire.messages import (
     Pong,
     Refuse,
     Step,
+    as_text,
 )
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
 ORPHAN_S = 10.0  # an owner whose link broke may still come back
-MAX_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class HopMachine:
     def _opened(self, job: OpenJob, hosted: _Hosted, outcome: bytes | GennodeError) -> list[Action]:
         message = hosted.opened
         if isinstance(outcome, GennodeError):
-            reason = str(outcome)[:MAX_REASON]
+            reason = as_text(str(outcome))
             refusal = Refuse(message.session, message.attempt, message.index, reason)
             return [self._forget(job.key), Send(hosted.owner, refusal)]
         hosted.ready = True
@@ -367,6 +367,6 @@ class HopMachine:
     def _failed(self, hosted: _Hosted, index: int, number: int, reason: str) -> Send:
         opened = hosted.opened
         failure = Failed(
-            opened.session, opened.attempt, max(0, index), max(0, number), reason[:MAX_REASON]
+            opened.session, opened.attempt, max(0, index), max(0, number), as_text(reason)
         )
         return Send(hosted.owner, failure)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,10 @@ PLANNED_POSITIONS = 2048
 
 @dataclass(frozen=True)
 class JoinOptions:
-    """What a person asked for. `span` None: place me; `memory_bytes` None: half of what is free."""
+    """What a person asked for. `span` None: place me; `memory_bytes` None: half of what is free.
+
+    `leash`: leave when standard input ends, so as not to outlive whoever started us.
+    """
 
     state: Path
     model: str
@@ -41,6 +45,7 @@ class JoinOptions:
     memory_bytes: int | None
     host: str
     port: int
+    leash: bool = False
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -68,10 +73,10 @@ async def join(
         with progress("checking the model's files") as report:
             folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
         worker = _worker(folder, options)
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):  # until now they end us at once
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        async with running(key, host=options.host, port=options.port) as started:
+        async with (
+            _stoppable(leash=options.leash) as stop,
+            running(key, host=options.host, port=options.port) as started,
+        ):
             node = started.node
             await node.bootstrap(options.bootstrap)
             await _settle(node, worker, folder, options, progress)
@@ -79,12 +84,53 @@ async def join(
             control = str(started.status_socket)
             state.publish(NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model))
             on_ready(joined)
-            await stop.wait()
+            stop.is_awaited = True
+            await stop.told.wait()
+
+
+@dataclass
+class _Stop:
+    """Whether somebody told us to stop, and whether we are waiting for just that."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    is_awaited: bool = False
+
+
+@asynccontextmanager
+async def _stoppable(*, leash: bool) -> AsyncIterator[_Stop]:
+    """A stop that comes from a signal, or with `leash` from the end of standard input.
+
+    A body that is not waiting for it yet is cancelled; that is a good end, and no error.
+    """
+    loop, body, stop = asyncio.get_running_loop(), asyncio.current_task(), _Stop()
+
+    def tell() -> None:
+        if body is not None and not stop.told.is_set() and not stop.is_awaited:
+            body.cancel()
+        stop.told.set()
+
+    def read() -> None:
+        if not os.read(0, 4096):
+            loop.remove_reader(0)
+            tell()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, tell)
+    if leash:
+        loop.add_reader(0, read)
+    try:
+        yield stop
+    except asyncio.CancelledError:
+        if body is None or not stop.told.is_set():
+            raise
+        body.uncancel()
 
 
 def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
     shape = folder.manifest.shape
-    memory_bytes = options.memory_bytes or psutil.virtual_memory().available // 2
+    memory_bytes = options.memory_bytes
+    if memory_bytes is None:
+        memory_bytes = psutil.virtual_memory().available // 2
     positions = min(PLANNED_POSITIONS, shape.max_positions)
     capacity = layers_that_fit(shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions)
     if options.span is not None and options.span.end > shape.layers:

@@ -35,7 +35,7 @@ from gennode.node.worker import Work, Worker
 from gennode.sharding.route import Gap
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import Announcement, CodecName, Message, Step
+from gennode.wire.messages import Announcement, CodecName, Message, Step, as_text
 from gennode.wire.signing import Key
 
 log = logging.getLogger(__name__)
@@ -243,6 +243,7 @@ class LiveNode:
         self._act(self.machine.receive(sender, message, payload, self._now_s()))
 
     def _on_down(self, peer: PeerId, reason: str, breach: bool) -> None:
+        reason = as_text(reason)
         if breach:
             log.warning("peer_misbehaved peer=%s why=%s", peer, reason)
         self._act(self.machine.peer_down(peer, reason, self._now_s()))

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 import platformdirs
 
-from gennode.errors import ResourceError, UsageError
+from gennode.errors import LocalError, ResourceError, UsageError
 from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.signing import SEED_BYTES, Key
 
 _KEY, _LOCK, _CARD = "node.key", "node.lock", "node.json"
+LOCK_TRIES, LOCK_PAUSE_S = 10, 0.03
 _MAX_CARD_BYTES = 64 * 1024
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
 
@@ -55,7 +58,7 @@ class StateFolder:
             with _disk(self.path):
                 lock = stack.enter_context(open(self.path / _LOCK, "w"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(lock)
             except BlockingIOError as error:
                 raise UsageError(
                     f"another node runs from {self.path}",
@@ -85,7 +88,11 @@ class StateFolder:
             if path.exists():
                 if path.stat().st_mode & 0o077:
                     raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
-                return Key.from_libp2p(path.read_bytes()[:256])
+                try:
+                    return Key.from_libp2p(path.read_bytes()[:256])
+                except LocalError as error:
+                    hint = "restore it from a backup, or move it away to begin with a new identity"
+                    raise UsageError(f"{path} is damaged: {error}", hint=hint) from error
             key = Key(os.urandom(SEED_BYTES))
             _write(path, key.to_libp2p())
             return key
@@ -104,6 +111,19 @@ class StateFolder:
                 return msgspec.json.decode(file.read(_MAX_CARD_BYTES), type=NodeCard)
         except (FileNotFoundError, msgspec.DecodeError):
             return None
+
+
+def _take(lock: TextIO) -> None:
+    """Lock a file; a moment's patience, for `is_running` holds it while it looks."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not tries_left:
+                raise
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return
 
 
 def _write(path: Path, data: bytes) -> None:

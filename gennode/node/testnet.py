@@ -30,6 +30,8 @@ class WorkerOptions:
     model: str
     memory: str | None = None
     threads: int | None = None
+    leash: bool = False
+    """Whether the workers leave when this process ends, however it ends."""
 
 
 class Testnet:
@@ -135,10 +137,12 @@ class Testnet:
             command += ["--memory", options.memory]
         if options.threads is not None:
             command += ["--threads", str(options.threads)]
+        if options.leash:
+            command.append("--leash")
         with open(folder / "node.log", "wb") as log:
             child = subprocess.Popen(
                 command,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE if options.leash else subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a Ctrl-C meant for the caller is not meant for it

@@ -15,14 +15,24 @@ MAX_DIGEST_PEERS = 4096
 MAX_ANNOUNCEMENTS = 32
 MAX_POSITIONS = 1 << 20
 
+MAX_TEXT = 256
+
 CodecName = Literal["raw", "int8", "int8-outlier"]
 
-_Text = Annotated[str, msgspec.Meta(max_length=256)]
-_Address = Annotated[str, msgspec.Meta(max_length=256)]
+# Printable ASCII: a peer's text ends on somebody's terminal.
+_PRINTABLE = r"^[ -~]*\Z"
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, pattern=_PRINTABLE)]
+_Address = Annotated[str, msgspec.Meta(max_length=256, pattern=_PRINTABLE)]
 _Counter = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 _Model = Annotated[ModelId, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _Session = Annotated[SessionId, msgspec.Meta(min_length=16, max_length=16)]
+
+
+def as_text(text: str) -> str:
+    """The first line of a text as a message may carry it: short and printable."""
+    line = text.splitlines()[0] if text else ""
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in line)[:MAX_TEXT]
 
 
 class Announcement(msgspec.Struct, frozen=True, array_like=True):

@@ -8,11 +8,12 @@ from typing import Any, get_args
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from gennode.errors import RemoteError
 from gennode.wire import messages as words
 from gennode.wire.frames import MAX_HEADER_BYTES, decode_header
-from gennode.wire.ids import ModelId, PeerId, Span, peer_id_of
+from gennode.wire.ids import ModelId, PeerId, SessionId, Span, peer_id_of
 from gennode.wire.signing import MAX_SIGNED_BYTES, Signed
 from tests.wire.strategies import BY_KIND, announcements, messages
 
@@ -154,3 +155,16 @@ def test_the_most_announcements_fit_in_a_header() -> None:
     item = words.AgedAnnouncement(Signed(PEER, bytes(2048), bytes(64)), 1.0)
     message = words.Announcements((item,) * words.MAX_ANNOUNCEMENTS)
     assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
+
+
+@given(st.text(max_size=600))
+def test_any_text_becomes_one_that_a_message_may_carry(text: str) -> None:
+    failed = words.Failed(SessionId(SESSION), 0, 0, 0, words.as_text(text))
+    assert decode_header(msgspec.msgpack.encode(failed)) == failed
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;pwn\x07", "two\nlines", "\x7f", "é"])
+def test_text_that_could_steer_a_terminal_is_refused(text: str) -> None:
+    failed = words.Failed(SessionId(SESSION), 0, 0, 0, text)
+    with pytest.raises(RemoteError):
+        decode_header(msgspec.msgpack.encode(failed))
