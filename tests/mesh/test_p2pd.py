@@ -255,3 +255,14 @@ def test_control_messages_are_bounded() -> None:
     for wrong in (b"\xff" * 10, b"\xff\xff\xff\x7f", b"\x02\xff\xff"):
         with pytest.raises(RemoteError):
             unpack(bytearray(wrong), pb.Request())
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_start_that_is_cancelled_ends_at_once(turns: int) -> None:
+    """Python 3.11 waits for ever for a child whose start was cancelled."""
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        starting = group.create_task(P2pdTransport.start(Key(bytes(32))))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+    assert starting.cancelled()
