@@ -111,6 +111,8 @@ class Testnet:
             child = self._children.pop()
             child.kill()
             child.wait()
+            if child.stdin is not None:
+                child.stdin.close()
         return list(stopping)
 
     def _runs(self, name: str) -> bool:
