@@ -101,6 +101,7 @@ class SessionMachine:
         self._from_tokens = False  # rebuild from our own steps, not from a survivor's frames
         self._opened = False
         self._repair: _Repair | None = None
+        self._lost: NoRouteError | None = None  # why it is over, unless it was closed
         self._patience = Patience()
         self._watch = Watch(path)
 
@@ -121,7 +122,10 @@ class SessionMachine:
         """Send a step down the route, as soon as there is one; returns its number.
 
         Steps at `position` or beyond are forgotten; all of them must have been answered.
+        NoRouteError if the session was lost meanwhile: nobody would ever answer.
         """
+        if self._state is _State.OVER:
+            raise self._lost or LocalError("a step is sent in a session that is closed")
         while self._steps and self._steps[-1].position >= position:
             if self._steps.pop().number >= self._answered:
                 raise LocalError("a step that is under way can't be replaced")
@@ -280,8 +284,8 @@ class SessionMachine:
             if self._repair is None or now_s - self._repair.since_s > SEEK_LIMIT_S:
                 self._enter(_State.OVER, now_s)
                 hint = "start a worker that hosts these layers: gennode join --layers I:J"
-                end = Lost(self.terms.session, NoRouteError(found, hint=hint))
-                return [*self._goodbye(self.path), end]
+                self._lost = NoRouteError(found, hint=hint)
+                return [*self._goodbye(self.path), Lost(self.terms.session, self._lost)]
             self._enter(_State.SEEKING, now_s)
             return []
         kept = {hop for index, hop in enumerate(self.path) if index not in self._new}
