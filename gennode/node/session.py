@@ -105,11 +105,6 @@ class SessionMachine:
         self._patience = Patience()
         self._watch = Watch(path)
 
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come of this session."""
-        return self._state is _State.OVER
-
     # -- what the owner does ------------------------------------------------------------------
 
     def start(self, now_s: float) -> list[Action]:

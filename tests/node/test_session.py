@@ -270,7 +270,6 @@ def test_layers_that_nobody_has_are_waited_for_then_given_up() -> None:
     assert isinstance(lost.error, NoRouteError)
     assert lost.error.hint
     assert SEEK_LIMIT_S < now_s < SEEK_LIMIT_S + 1
-    assert machine.is_over
     with pytest.raises(NoRouteError):  # a reader that paused meanwhile must not wait for ever
         machine.submit(0, 1, 1, frame(), now_s)
 
