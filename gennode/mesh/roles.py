@@ -1,0 +1,95 @@
+"""What a node is to the network: the libp2p daemon's flags for relays, NATs and the DHT. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+
+from gennode.mesh.reach import endpoint, is_public, is_relayed
+
+# One circuit may carry an hour of a fast session; then it is reset, and links resume.
+RELAY_TIME_LIMIT = "60m"
+RELAY_DATA_BYTES = 4 * 1024**3  # in each direction
+RELAY_BUFFER_BYTES = 128 * 1024  # in each direction; the daemon's own default is 16 MiB
+RELAY_CIRCUITS_PER_PEER = 32  # a worker behind a NAT may sit on the routes of so many others
+MAX_RELAYS = 8  # that a node behind a NAT is told of; it holds slots on two at a time
+
+
+class Role(StrEnum):
+    """Where a node stands."""
+
+    LOCAL = "local"
+    """Others on this machine or this network reach it as it is: no NAT, no relays."""
+    PUBLIC = "public"
+    """Anybody can dial it: a DHT server, and an observer for the others."""
+    RELAY = "relay"
+    """Public, and carries traffic for peers behind NATs."""
+    PRIVATE = "private"
+    """Behind a NAT: a DHT client with slots on relays, which punches holes where it can."""
+
+
+_NO_SERVICE = ("-relayService=0", "-relayDiscovery=0")
+_FLAGS: dict[Role, tuple[str, ...]] = {
+    Role.LOCAL: ("-dhtServer", "-relay=1", "-autonat=0", "-autoRelay=0", *_NO_SERVICE),
+    Role.PUBLIC: (
+        "-dhtServer", "-relay=1", "-autonat=1", "-autoRelay=0", *_NO_SERVICE,
+        "-forceReachabilityPublic",
+    ),
+    Role.RELAY: (
+        "-dhtServer", "-relay=1", "-autonat=1", "-autoRelay=0", "-relayDiscovery=0",
+        "-forceReachabilityPublic", "-relayService=1",
+        f"-relayMaxCircuits={RELAY_CIRCUITS_PER_PEER}", f"-relayBufferSize={RELAY_BUFFER_BYTES}",
+        f"-relayDataLimit={RELAY_DATA_BYTES}", f"-relayTimeLimit={RELAY_TIME_LIMIT}",
+    ),
+    Role.PRIVATE: (
+        "-dhtClient", "-relay=1", "-autonat=1", "-autoRelay=1", *_NO_SERVICE,
+        "-forceReachabilityPrivate",
+    ),
+}  # fmt: skip
+
+
+def role_flags(role: Role, relays: Sequence[str]) -> tuple[str, ...]:
+    """The daemon's flags; `relays`: multiaddresses of relays for a node behind a NAT.
+
+    `-autonat=1` also switches hole punching on, and lets others ask whether they are public.
+    """
+    flags = _FLAGS[role]
+    # Without relays of its own the daemon would take its bootstrap peers, which are empty.
+    return (*flags, f"-trustedRelays={','.join(relays)}") if role is Role.PRIVATE else flags
+
+
+def role_environment(role: Role) -> dict[str, str]:
+    """What the daemon must find in its environment.
+
+    A relay's limits are set twice, by two parts of the daemon that run at the same time, and
+    the later one wins: with one processor it is always ours and not the default of 128 KiB
+    (6 of 6 starts; 3 of 14 without).
+    """
+    return {"GOMAXPROCS": "1"} if role is Role.RELAY else {}
+
+
+def usable_relays(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those of some peers' addresses at which a relay could be: direct ones."""
+    found = dict.fromkeys(address for address in addresses if endpoint(address) is not None)
+    return tuple(found)[:MAX_RELAYS]
+
+
+def worth_telling(addresses: Iterable[str], role: Role) -> tuple[str, ...]:
+    """Which of our addresses others should hear, best first.
+
+    Whoever is on another machine has no use for our loopback; whoever is behind our NAT can
+    use a private address, so those stay, after the public ones and before those of relays.
+    """
+    ranked = []
+    for address in addresses:
+        where = endpoint(address)
+        if where is None:
+            ranked.append((2, address))
+        elif role is Role.LOCAL or not where[0].startswith(("127.", "::1")):
+            ranked.append((0 if is_public(where[0]) else 1, address))
+    return tuple(address for _, address in sorted(ranked))
+
+
+def is_reached_by_relay(addresses: Iterable[str]) -> bool:
+    """Whether a relay has given us an address."""
+    return any(map(is_relayed, addresses))

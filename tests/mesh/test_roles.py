@@ -1,0 +1,51 @@
+"""What each role switches on, and which addresses are worth telling."""
+
+from __future__ import annotations
+
+import pytest
+
+from gennode.mesh.roles import (
+    MAX_RELAYS,
+    Role,
+    is_reached_by_relay,
+    role_environment,
+    role_flags,
+    usable_relays,
+    worth_telling,
+)
+
+PEER = "12D3KooWGjSE7eCu5f1Pa8pGxscmoEcdQ5BRMGqbyMvL2dhrPCS5"
+RELAY = f"/ip4/11.22.33.11/tcp/4001/p2p/{PEER}"
+CIRCUIT = f"{RELAY}/p2p-circuit/p2p/{PEER}"
+LOOPBACK, HOME = f"/ip4/127.0.0.1/tcp/7/p2p/{PEER}", f"/ip4/192.168.1.2/tcp/7/p2p/{PEER}"
+
+
+def test_only_a_relay_relays_and_only_a_nat_makes_a_dht_client() -> None:
+    for role in Role:
+        flags = role_flags(role, [RELAY])
+        assert ("-relayService=1" in flags) == (role is Role.RELAY)
+        assert ("-dhtClient" in flags) == (role is Role.PRIVATE)
+        assert ("-dhtServer" in flags) == (role is not Role.PRIVATE)
+        assert (f"-trustedRelays={RELAY}" in flags) == (role is Role.PRIVATE)
+        assert "-relayDiscovery=0" in flags  # it would search the public network
+        assert bool(role_environment(role)) == (role is Role.RELAY)
+
+
+def test_relays_are_looked_for_at_direct_addresses_each_once() -> None:
+    many = [f"/ip4/11.22.33.11/tcp/{port}/p2p/{PEER}" for port in range(1, 20)]
+    assert usable_relays([CIRCUIT, RELAY, RELAY]) == (RELAY,)
+    assert len(usable_relays(many)) == MAX_RELAYS
+
+
+@pytest.mark.parametrize("role", [Role.PUBLIC, Role.PRIVATE, Role.RELAY])
+def test_public_addresses_are_told_first_and_loopback_never(role: Role) -> None:
+    assert worth_telling([CIRCUIT, LOOPBACK, HOME, RELAY], role) == (RELAY, HOME, CIRCUIT)
+
+
+def test_a_local_node_tells_of_loopback() -> None:
+    assert worth_telling([LOOPBACK], Role.LOCAL) == (LOOPBACK,)
+
+
+def test_a_relay_address_is_recognised() -> None:
+    assert is_reached_by_relay([HOME, CIRCUIT])
+    assert not is_reached_by_relay([HOME, RELAY])
