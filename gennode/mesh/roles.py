@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
-from gennode.mesh.reach import endpoint, is_public, is_relayed
+from gennode.mesh.reach import Dialled, Sighting, endpoint, is_dialable, is_public, is_relayed
 
 # One circuit may carry an hour of a fast session; then it is reset, and links resume.
 RELAY_TIME_LIMIT = "60m"
@@ -93,3 +93,17 @@ def worth_telling(addresses: Iterable[str], role: Role) -> tuple[str, ...]:
 def is_reached_by_relay(addresses: Iterable[str]) -> bool:
     """Whether a relay has given us an address."""
     return any(map(is_relayed, addresses))
+
+
+def next_role(role: Role, sightings: Sequence[Sighting]) -> Role:
+    """The role that fits what observers found out.
+
+    Whoever was told to be local or a relay stays it. A public node steps back only when two
+    observers at different addresses have tried to dial it in vain.
+    """
+    if role is Role.PRIVATE and is_dialable(sightings):
+        return Role.PUBLIC
+    missed = {seen.observer[0] for seen in sightings if seen.dialled is Dialled.NOT_REACHED}
+    if role is Role.PUBLIC and len(missed) > 1 and not is_dialable(sightings):
+        return Role.PRIVATE
+    return role

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from gennode.mesh.reach import Dialled, Sighting
 from gennode.mesh.roles import (
     MAX_RELAYS,
     Role,
     is_reached_by_relay,
+    next_role,
     role_environment,
     role_flags,
     usable_relays,
@@ -49,3 +51,30 @@ def test_a_local_node_tells_of_loopback() -> None:
 def test_a_relay_address_is_recognised() -> None:
     assert is_reached_by_relay([HOME, CIRCUIT])
     assert not is_reached_by_relay([HOME, RELAY])
+
+
+def sighting(observer: str, dialled: Dialled) -> Sighting:
+    return Sighting((observer, 4001), ("5.5.5.5", 4001), dialled, 0.04, 0.0)
+
+
+REACHED, MISSED = sighting("1.1.1.1", Dialled.REACHED), sighting("1.1.1.1", Dialled.NOT_REACHED)
+ALSO_MISSED = sighting("2.2.2.2", Dialled.NOT_REACHED)
+
+
+@pytest.mark.parametrize(
+    ("role", "sightings", "expected"),
+    [
+        (Role.PRIVATE, [], Role.PRIVATE),
+        (Role.PRIVATE, [MISSED, ALSO_MISSED], Role.PRIVATE),
+        (Role.PRIVATE, [ALSO_MISSED, REACHED], Role.PUBLIC),
+        (Role.PUBLIC, [MISSED, MISSED], Role.PUBLIC),
+        (Role.PUBLIC, [MISSED, ALSO_MISSED], Role.PRIVATE),
+        (Role.PUBLIC, [ALSO_MISSED, REACHED], Role.PUBLIC),
+        (Role.RELAY, [MISSED, ALSO_MISSED], Role.RELAY),
+        (Role.LOCAL, [REACHED], Role.LOCAL),
+    ],
+)
+def test_observers_move_a_node_from_role_to_role(
+    role: Role, sightings: list[Sighting], expected: Role
+) -> None:
+    assert next_role(role, sightings) is expected
