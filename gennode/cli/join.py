@@ -8,8 +8,9 @@ import click
 
 from gennode.cli.options import (
     Layers,
-    Size,
     bootstrap_option,
+    listen_options,
+    memory_option,
     model_option,
     state_option,
     tame_threads,
@@ -29,19 +30,8 @@ from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_te
     help="Which layers; auto takes those that the swarm lacks most.",
 )
 @bootstrap_option
-@click.option(
-    "--memory",
-    type=Size(),
-    show_default="half of what is free",
-    help="How much memory layers and their caches may take, such as 8G.",
-)
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="IP address to listen on; give a reachable one to serve other machines.",
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free")
+@memory_option
+@listen_options
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option

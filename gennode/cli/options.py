@@ -87,6 +87,31 @@ def bootstrap_option(command: F) -> F:
     )(command)
 
 
+def memory_option(command: F) -> F:
+    """`--memory`: how much layers and caches may take."""
+    return click.option(
+        "--memory",
+        type=Size(),
+        show_default="half of what is free",
+        help="How much memory layers and their caches may take, such as 8G.",
+    )(command)
+
+
+def listen_options(command: F) -> F:
+    """`--host` and `--port`: where to listen."""
+    for option in (
+        click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free"),
+        click.option(
+            "--host",
+            default="127.0.0.1",
+            show_default=True,
+            help="IP address to listen on; give a reachable one to serve other machines.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: F) -> F:
     """How tokens are chosen."""
     for option in (

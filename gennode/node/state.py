@@ -83,19 +83,28 @@ class StateFolder:
 
     def key(self) -> Key:
         """The node's key, made on first use; only its user can read the file."""
+        known = self.known_key()
+        if known is not None:
+            return known
         path = self.path / _KEY
         with _disk(path):
-            if path.exists():
-                if path.stat().st_mode & 0o077:
-                    raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
-                try:
-                    return Key.from_libp2p(path.read_bytes()[:256])
-                except LocalError as error:
-                    hint = "restore it from a backup, or move it away to begin with a new identity"
-                    raise UsageError(f"{path} is damaged: {error}", hint=hint) from error
             key = Key(os.urandom(SEED_BYTES))
             _write(path, key.to_libp2p())
             return key
+
+    def known_key(self) -> Key | None:
+        """The key if there is one; UsageError if others can read it, or it is damaged."""
+        path = self.path / _KEY
+        with _disk(path):
+            if not path.exists():
+                return None
+            if path.stat().st_mode & 0o077:
+                raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+            try:
+                return Key.from_libp2p(path.read_bytes()[:256])
+            except LocalError as error:
+                hint = "restore it from a backup, or move it away to begin with a new identity"
+                raise UsageError(f"{path} is damaged: {error}", hint=hint) from error
 
     def publish(self, card: NodeCard) -> None:
         """Leave the card, once the node is ready."""
