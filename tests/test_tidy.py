@@ -13,7 +13,7 @@ import pytest
 from tests import tidy
 
 ROOT = Path(__file__).resolve().parent.parent
-SCENARIOS = frozenset({"attacks", "localnet", "swarm", "transcripts"})  # tests of no one module
+SCENARIOS = frozenset({"attacks", "swarm", "transcripts"})  # tests of no one module
 OF_THE_WHOLE = frozenset({"test_readme.py", "test_tidy.py", "test_wheel.py"})
 GENERATED = "_pb2.py"
 
@@ -126,7 +126,7 @@ ALLOWED = [  # close to a rule, and right
 
 
 def sources() -> Iterator[tidy.Source]:
-    for folder in ("gennode", "tools", "bench", "tests"):
+    for folder in ("gennode", "localnet", "tools", "bench", "tests"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             if not file.name.endswith(GENERATED):
                 path = PurePosixPath(file.relative_to(ROOT).as_posix())
@@ -159,7 +159,9 @@ def without_module(tests: list[PurePosixPath], modules: set[str]) -> list[str]:
     lost = []
     for path in tests:
         folder = "/".join(path.parts[1:-1])
-        home = folder if folder in {"tools", "bench"} else f"gennode/{folder}".rstrip("/")
+        home = (
+            folder if folder in {"localnet", "tools", "bench"} else f"gennode/{folder}".rstrip("/")
+        )
         words = path.stem.removeprefix("test_").split("_")
         names = {f"{home}/{'_'.join(words[:count])}" for count in range(1, len(words) + 1)}
         if not names & modules:
