@@ -92,6 +92,7 @@ class DaemonStream(asyncio.Protocol):
             self._socket.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._socket = None  # asyncio's fails when it is aborted once more
         self._lost = self._lost or (f"{exc}" if exc else "the stream was closed")
         self._on_lost(self, self._lost)
         on_close, self._on_close = self._on_close, None

@@ -208,6 +208,21 @@ async def test_what_can_t_be_reached_is_named() -> None:
             await a.open(key(9).peer[:-2], "/unknown", timeout_s=5)  # type: ignore[arg-type]
 
 
+async def test_an_ended_stream_takes_no_more_orders() -> None:
+    async with transports(2) as (a, b):
+        await b.accept("/x", take)
+        await a.connect(b.addresses()[0], timeout_s=5)
+        near = Raw(await a.open(b.peer, "/x", timeout_s=5))
+        near.stream.close()
+        await near.wait_for(closed=True)
+        near.stream.write(b"too late")
+        near.stream.pause(True)
+        near.stream.close()
+        near.stream.abort()
+        near.stream.abort()
+        assert near.stream.unsent_bytes() == 0
+
+
 async def test_a_port_in_use_is_named() -> None:
     async with transports(1) as (a,):
         port = int(a.addresses()[0].split("/")[4])
