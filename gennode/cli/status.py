@@ -46,15 +46,19 @@ def show(status: NodeStatus, names: dict[PeerId, str]) -> None:
     for heading in ("peer", "model", "layers", "spare", "ms per layer", "sessions", "computes"):
         table.add_column(heading)
     for worker in status.workers:
-        table.add_row(
-            names.get(worker.peer, short(worker.peer)),
-            worker.model[:12],
-            spans_text(worker.spans),
-            str(worker.spare_layers),
-            f"{worker.layer_time_s * 1e3:.2f}",
-            str(worker.sessions),
-            Text(worker.compute_class),  # a peer's words, never markup
-        )
+        name = names.get(worker.peer, short(worker.peer)) + " (relay)" * worker.relay
+        if not worker.hosting:
+            table.add_row(name, "", "", "", "", str(worker.sessions), "")
+        for hosting in worker.hosting:
+            table.add_row(
+                name,
+                hosting.model[:12],
+                spans_text(hosting.spans),
+                str(hosting.spare_layers),
+                f"{hosting.layer_time_s * 1e3:.2f}",
+                str(worker.sessions),
+                Text(hosting.compute_class),  # a peer's words, never markup
+            )
     console = Console()
     console.print(table)
     for address in status.addresses:

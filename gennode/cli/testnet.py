@@ -140,8 +140,14 @@ def status(*, state: Path, as_json: bool) -> None:
         return
     show(seen, {card.peer: name for name, card in cards.items()})
     for name, card in cards.items():
-        known = [worker for worker in seen.workers if worker.peer == card.peer]
-        loaded = spans_text(known[0].spans) if known else "not seen yet"
+        spans = [
+            span
+            for worker in seen.workers
+            if worker.peer == card.peer
+            for hosting in worker.hosting
+            for span in hosting.spans
+        ]
+        loaded = spans_text(spans) if spans else "not seen yet"
         note(f"{name}: process {card.pid}, layers {loaded}")
 
 

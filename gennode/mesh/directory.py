@@ -215,7 +215,7 @@ class Directory:
 
 def _is_serving(held: _Held) -> bool:
     """False once a peer has said goodbye; it is held on to so that all hear of it."""
-    return bool(held.announcement.spans or held.announcement.spare_layers)
+    return not held.announcement.is_goodbye
 
 
 def _parse(signed: Signed) -> Announcement:
@@ -230,9 +230,4 @@ def _parse(signed: Signed) -> Announcement:
         raise RemoteError("an announcement is signed by another than whom it is about")
     if announcement.lifetime_s > MAX_LIFETIME_S:
         raise RemoteError(f"an announcement wants to live {announcement.lifetime_s:g} s")
-    end = 0
-    for span in announcement.spans:
-        if span.start < end or span.end <= span.start:
-            raise RemoteError(f"span {span} of an announcement is out of order")
-        end = span.end
     return announcement

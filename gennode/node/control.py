@@ -12,21 +12,35 @@ import msgspec
 from gennode.errors import NetworkError
 from gennode.node.live import LiveNode
 from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.messages import Hosting, Reach
 
-MAX_STATUS_BYTES = 16 * 1024 * 1024  # 4,096 workers with 64 spans each
+MAX_STATUS_BYTES = 64 * 1024 * 1024  # 4,096 workers, each with 8 models of 64 spans
 ANSWER_TIMEOUT_S = 5.0
+
+
+class HostingView(msgspec.Struct, frozen=True):
+    """What a worker hosts of one model."""
+
+    model: ModelId
+    spans: tuple[Span, ...]
+    spare_layers: int
+    layer_time_s: float
+    compute_class: str
+
+    @classmethod
+    def of(cls, hosting: Hosting) -> HostingView:
+        """The fields that people ask for, with their names."""
+        return cls(**{name: getattr(hosting, name) for name in cls.__struct_fields__})
 
 
 class WorkerView(msgspec.Struct, frozen=True):
     """One worker, as the directory knows it."""
 
     peer: PeerId
-    model: ModelId
-    spans: tuple[Span, ...]
-    spare_layers: int
-    layer_time_s: float
+    hosting: tuple[HostingView, ...]
     sessions: int
-    compute_class: str
+    relay: bool
+    reach: Reach
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -47,12 +61,10 @@ def status_of(node: LiveNode) -> NodeStatus:
     workers = tuple(
         WorkerView(
             peer=seen.peer,
-            model=seen.model,
-            spans=seen.spans,
-            spare_layers=seen.spare_layers,
-            layer_time_s=seen.layer_time_s,
+            hosting=tuple(HostingView.of(hosting) for hosting in seen.hosting),
             sessions=seen.sessions,
-            compute_class=seen.compute_class,
+            relay=seen.relay,
+            reach=seen.reach,
         )
         for seen in node.live()
     )

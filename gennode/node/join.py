@@ -166,22 +166,21 @@ async def _settle(
     if span is None:
         if options.bootstrap:
             await node.hear(model)
-        others = [seen for seen in node.live() if seen.model == model]
-        span = place(layers, worker.capacity_layers, others)
+        span = place(model, layers, worker.capacity_layers, node.live())
     with progress(f"loading layers {span}", unit="layers") as report:
         await node.in_engine_thread(lambda: worker.engine.load(span, report))
     await node.serve(worker)
 
 
 def _joined(node: LiveNode, worker: Worker) -> Joined:
-    facts = worker.facts()
+    hosting = worker.hosting()
     return Joined(
         peer=node.machine.peer,
         addresses=node.transport.addresses(),
-        model=facts.model,
-        spans=facts.spans,
+        model=hosting.model,
+        spans=hosting.spans,
         layers=worker.layers,
-        spare_layers=facts.spare_layers,
-        layer_time_s=facts.layer_time_s,
-        compute_class=facts.compute_class,
+        spare_layers=hosting.spare_layers,
+        layer_time_s=hosting.layer_time_s,
+        compute_class=hosting.compute_class,
     )

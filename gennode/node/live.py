@@ -69,7 +69,7 @@ class LiveNode:
         on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
     ) -> None:
         self.machine = PeerMachine(
-            key, rng=random.SystemRandom(), first_sequence=time.time_ns() // 1_000_000
+            key, rng=random.SystemRandom(), instance=time.time_ns() // 1_000_000
         )
         self.transport = transport
         self.codec = codec_name
@@ -129,10 +129,11 @@ class LiveNode:
 
     async def serve(self, worker: Worker) -> None:
         """Host the worker's layers from now on; measures them first."""
-        await self.in_engine_thread(worker.facts)
+        await self.in_engine_thread(worker.hosting)
         self._worker = worker
         hops = worker.hop_machine(self.machine.peer)
-        self.machine.serve(hops, worker.facts(), self.transport.addresses())
+        self.machine.locate(self.transport.addresses(), reach="unknown", relay=False)
+        self.machine.serve(hops, worker.hosting())
         self._act(self.machine.tick(self._now_s(), self._known()))  # announced from here on
         seeking = self._group.create_task(self._keep_rendezvous(worker.engine.model))
         self._stack.callback(seeking.cancel)
@@ -306,11 +307,11 @@ class LiveNode:
             self.fail(crash)
             return
         if isinstance(job, OpenJob) and self._worker.engine.spans() != self._announced():
-            self.machine.learn(self._worker.facts())
+            self.machine.learn(self._worker.hosting())
         self._act(self.machine.computed(job, future.result()))
 
     def _announced(self) -> tuple[Span, ...]:
-        return self.machine.facts.spans if self.machine.facts else ()
+        return tuple(span for one in self.machine.hosting for span in one.spans)
 
     # -- owning -------------------------------------------------------------------------------
 

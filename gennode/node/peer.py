@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gennode.errors import GennodeError, LocalError, NoRouteError
 from gennode.mesh.directory import DOMAIN, Directory
@@ -21,9 +20,11 @@ from gennode.wire.messages import (
     CodecName,
     Digest,
     Failed,
+    Hosting,
     Message,
     Open,
     Pong,
+    Reach,
     Refuse,
     Step,
 )
@@ -37,38 +38,21 @@ MAX_OWN_SESSIONS = 256
 MAX_GOODBYES = 32  # each may need a connection, and rumours do the rest
 
 
-@dataclass(frozen=True)
-class WorkerFacts:
-    """What a worker announces about itself, measured by its engine."""
-
-    model: ModelId
-    spans: tuple[Span, ...]
-    spare_layers: int
-    layer_time_s: float
-    load_time_s: float
-    max_sessions: int
-    compute_class: str
-
-    def can_host(self, span: Span) -> bool:
-        """Whether the layers are loaded, or what is missing of them may still be."""
-        held = sum(
-            max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
-        )
-        return span.layers - held <= self.spare_layers
-
-
 class PeerMachine:
     """All that a peer decides. Sans-IO: every call returns what to send, run and tell."""
 
-    def __init__(self, key: Key, *, rng: random.Random, first_sequence: int) -> None:
-        """`first_sequence`: above every one this key has announced before (say, the time)."""
+    def __init__(self, key: Key, *, rng: random.Random, instance: int) -> None:
+        """`instance`: when this run began, in milliseconds since the epoch. Announcements are
+        numbered from it on, so that they are newer than those of the runs before."""
         self.peer = key.peer
         self._key = key
         self._rng = rng
-        self._sequence = first_sequence
+        self._instance = self._sequence = instance
         self._directory = Directory(key.peer, rng)
         self._hops: HopMachine | None = None
-        self._facts: WorkerFacts | None = None
+        self._hosting: Hosting | None = None
+        self._relay = False
+        self._reach: Reach = "unknown"
         self._addresses: tuple[str, ...] = ()
         self._renewed_s = float("-inf")
         self._sessions: dict[SessionId, SessionMachine] = {}
@@ -77,20 +61,25 @@ class PeerMachine:
 
     # -- being a worker -----------------------------------------------------------------------
 
-    def serve(self, hops: HopMachine, facts: WorkerFacts, addresses: tuple[str, ...]) -> None:
+    def serve(self, hops: HopMachine, hosting: Hosting) -> None:
         """Host layers from now on, and announce it."""
-        self._hops, self._addresses = hops, addresses
-        self.learn(facts)
+        self._hops = hops
+        self.learn(hosting)
 
-    def learn(self, facts: WorkerFacts) -> None:
+    def learn(self, hosting: Hosting) -> None:
         """Announce new facts about the layers that are hosted."""
-        self._facts = facts
+        self._hosting = hosting
+        self._renewed_s = float("-inf")
+
+    def locate(self, addresses: tuple[str, ...], *, reach: Reach, relay: bool) -> None:
+        """Announce where and how this peer can be reached, and whether it relays for others."""
+        self._addresses, self._reach, self._relay = addresses, reach, relay
         self._renewed_s = float("-inf")
 
     @property
-    def facts(self) -> WorkerFacts | None:
-        """What is announced, if this peer is a worker."""
-        return self._facts
+    def hosting(self) -> tuple[Hosting, ...]:
+        """What is announced of the layers that are hosted."""
+        return (self._hosting,) if self._hosting else ()
 
     @property
     def hosted_sessions(self) -> int:
@@ -99,10 +88,10 @@ class PeerMachine:
 
     def leave(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
         """Say goodbye to the neighbours and to some of those we know; they pass it on."""
-        if self._facts is None:
+        if not self._has_news:
             return []
-        signed = self._announce(WorkerFacts(self._facts.model, (), 0, 0, 0, 0, ""), now_s)
-        self._facts = None
+        self._hosting, self._relay = None, False
+        signed = self._announce(now_s)
         goodbye = Announcements((AgedAnnouncement(signed, 0.0),))
         others = {seen.peer for seen in self.live(now_s)} - {self.peer, *neighbours}
         some = self._rng.sample(sorted(others), min(len(others), MAX_GOODBYES))
@@ -262,8 +251,8 @@ class PeerMachine:
     def tick(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
         """Let time pass."""
         self._now_s = now_s
-        if self._facts is not None and now_s - self._renewed_s >= RENEW_S:
-            self._announce(self._facts, now_s)
+        if self._has_news and now_s - self._renewed_s >= RENEW_S:
+            self._announce(now_s)
         self._shunned = {
             peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
         }
@@ -277,21 +266,22 @@ class PeerMachine:
 
     # -- the directory ------------------------------------------------------------------------
 
-    def _announce(self, facts: WorkerFacts, now_s: float) -> Signed:
+    @property
+    def _has_news(self) -> bool:
+        return self._hosting is not None or self._relay
+
+    def _announce(self, now_s: float) -> Signed:
         self._renewed_s = now_s
         self._sequence = max(self._sequence + 1, self._directory.next_sequence)
         announcement = Announcement(
             peer=self.peer,
             sequence=self._sequence,
+            instance=self._instance,
             lifetime_s=LIFETIME_S,
-            model=facts.model,
-            spans=facts.spans,
-            spare_layers=facts.spare_layers,
-            layer_time_s=facts.layer_time_s,
-            load_time_s=facts.load_time_s,
+            hosting=self.hosting,
             sessions=self.hosted_sessions,
-            max_sessions=facts.max_sessions,
-            compute_class=facts.compute_class,
+            relay=self._relay,
+            reach=self._reach,
             addresses=self._addresses,
         )
         signed = seal(self._key, DOMAIN, announcement)

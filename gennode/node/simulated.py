@@ -104,11 +104,11 @@ class SimulatedSwarm:
     def add(self, worker: Worker | None = None) -> PeerId:
         """A new peer, a worker if it is given one."""
         key = Key(self.rng.randbytes(32))
-        machine = PeerMachine(key, rng=random.Random(self.rng.random()), first_sequence=0)
+        machine = PeerMachine(key, rng=random.Random(self.rng.random()), instance=0)
         peer = SimulatedPeer(machine, worker)
         self.peers[key.peer] = peer
         if worker is not None:
-            machine.serve(worker.hop_machine(key.peer), worker.facts(), ())
+            machine.serve(worker.hop_machine(key.peer), worker.hosting())
         self.after(self.rng.uniform(0, TICK_S), lambda: self._tick(key.peer))
         return key.peer
 
@@ -232,7 +232,7 @@ class SimulatedSwarm:
         spans = state.worker.engine.spans()
         outcome = state.worker.attempt(job)
         if state.worker.engine.spans() != spans:
-            state.machine.learn(state.worker.facts())
+            state.machine.learn(state.worker.hosting())
         self.act(peer, state.machine.computed(job, outcome))
 
     def _down(self, peer: PeerId, lost: PeerId) -> None:

@@ -9,9 +9,9 @@ from gennode.engine.seam import ShardEngine, StepInput
 from gennode.errors import GennodeError, ResourceError
 from gennode.node.actions import CloseJob, Job, OpenJob, StepJob
 from gennode.node.hop import HopLimits, HopMachine
-from gennode.node.peer import WorkerFacts
 from gennode.wire.activations import codec
 from gennode.wire.ids import PeerId
+from gennode.wire.messages import Hosting
 
 
 @dataclass
@@ -33,11 +33,11 @@ class Worker:
     limits: HopLimits = field(default_factory=HopLimits)
     work: Work = field(default_factory=Work)
 
-    def facts(self) -> WorkerFacts:
+    def hosting(self) -> Hosting:
         """What to announce now; measures the engine the first time."""
         profile, spans = self.engine.profile(), self.engine.spans()
         loaded = sum(span.layers for span in spans)
-        return WorkerFacts(
+        return Hosting(
             model=profile.model,
             spans=spans,
             spare_layers=max(0, min(self.capacity_layers, self.layers) - loaded),
@@ -55,7 +55,7 @@ class Worker:
             layers=self.layers,
             dim=self.engine.dim,
             limits=self.limits,
-            can_host=lambda span: self.facts().can_host(span),
+            can_host=lambda span: self.hosting().can_host(span),
         )
 
     def attempt(self, job: Job) -> bytes | GennodeError:
@@ -70,7 +70,7 @@ class Worker:
     def _do(self, job: Job) -> bytes:
         engine = self.engine
         if isinstance(job, OpenJob):
-            if not self.facts().can_host(job.span):  # another session took the room meanwhile
+            if not self.hosting().can_host(job.span):  # another session took the room meanwhile
                 raise ResourceError(f"layers {job.span} no longer fit")
             engine.load(job.span)
             engine.open(job.key, job.span, job.max_positions)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gennode.errors import LocalError
-from gennode.wire.ids import Hop, PeerId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import Announcement
 
 # No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
@@ -111,8 +111,10 @@ def split(layers: int, speeds: Sequence[float], capacities: Sequence[int]) -> li
     return spans
 
 
-def place(layers: int, capacity_layers: int, announcements: Iterable[Announcement]) -> Span:
-    """The span that a newcomer should load, given what others of this model announce.
+def place(
+    model: ModelId, layers: int, capacity_layers: int, announcements: Iterable[Announcement]
+) -> Span:
+    """The span of a model that a newcomer should load, given what others announce.
 
     The contiguous window, of its whole capacity, that needs cover most: windows are compared
     by the layers' supply (tokens per second that their hosts could compute), lowest first, so
@@ -121,8 +123,9 @@ def place(layers: int, capacity_layers: int, announcements: Iterable[Announcemen
     """
     supply = [0.0] * layers
     for announcement in sorted(announcements, key=lambda announcement: announcement.peer):
-        for span in announcement.spans:
-            _add(supply, span, announcement.layer_time_s)
+        if hosting := announcement.hosting_of(model):
+            for span in hosting.spans:
+                _add(supply, span, hosting.layer_time_s)
     return _neediest_window(supply, capacity_layers, Span(0, 0))
 
 

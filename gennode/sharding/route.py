@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import MAX_ROUTE_HOPS, Announcement
+from gennode.wire.messages import MAX_ROUTE_HOPS, Announcement, Hosting
 
 LinkTime = Callable[[PeerId, PeerId], float]
 """Seconds from one peer to another for one token's frame: ≥ 0, infinite if there is no way."""
@@ -50,7 +50,8 @@ class _Worker:
     span's start; its time per layer as busy as it is; the links there and back.
     """
 
-    announcement: Announcement
+    peer: PeerId
+    hosting: Hosting
     layers: list[int]
     time_s: float
     around_s: float
@@ -93,24 +94,25 @@ def choose_route(
     if span.layers <= 0:
         return Route((), 0.0, ())
     serving = [
-        announcement
+        (announcement, hosting)
         for announcement in announcements
-        if announcement.model == model and announcement.peer not in exclude
+        if (hosting := announcement.hosting_of(model)) and announcement.peer not in exclude
     ]
-    free = [one for one in serving if one.sessions < one.max_sessions]
 
     def link_s(here: PeerId, there: PeerId) -> float:
         return 0.0 if here == there else link_time_s(here, there)
 
     workers = [
-        _worker(one, span, link_s(entry, one.peer) + link_s(one.peer, entry)) for one in free
+        _worker(one, hosting, span, link_s(entry, one.peer) + link_s(one.peer, entry))
+        for one, hosting in serving
+        if one.sessions < hosting.max_sessions
     ]
     table: _Table = [{} for _ in range(span.layers)]
     _shortlist(table, _warm_offers(workers))
     if allow_cold and min(map(len, table)) < SHORTLIST:
         _shortlist(table, _cold_offers(workers, [len(offers) for offers in table]))
     if not all(table):
-        return _gap(table, serving, span)
+        return _gap(table, [hosting for _, hosting in serving], span)
     for hop_price_s in (0.0, _FEWEST_HOPS_S):
         chain = _cheapest_chain(table, entry, link_s, hop_price_s)
         if chain is None:
@@ -121,12 +123,13 @@ def choose_route(
     return Gap((span,), f"layers {span} take more than {MAX_ROUTE_HOPS} hops")
 
 
-def _worker(one: Announcement, span: Span, around_s: float) -> _Worker:
+def _worker(one: Announcement, hosting: Hosting, span: Span, around_s: float) -> _Worker:
     layers: list[int] = []
-    for held in one.spans:
+    for held in hosting.spans:
         first, end = max(held.start, span.start), min(held.end, span.end)
         layers += range(first - span.start, end - span.start)
-    return _Worker(one, layers, one.layer_time_s * (1 + one.sessions / one.max_sessions), around_s)
+    time_s = hosting.layer_time_s * (1 + one.sessions / hosting.max_sessions)
+    return _Worker(one.peer, hosting, layers, time_s, around_s)
 
 
 def _warm_offers(workers: Iterable[_Worker]) -> Iterator[_Offer]:
@@ -134,11 +137,10 @@ def _warm_offers(workers: Iterable[_Worker]) -> Iterator[_Offer]:
 
     def rank(worker: _Worker) -> tuple[float, PeerId]:
         links_s = worker.around_s / len(worker.layers)
-        return worker.time_s + links_s, worker.announcement.peer
+        return worker.time_s + links_s, worker.peer
 
     for worker in sorted((worker for worker in workers if worker.layers), key=rank):
-        peer, time_s = worker.announcement.peer, worker.time_s
-        yield _Offer(peer, worker.layers, time_s, time_s, cold=False)
+        yield _Offer(worker.peer, worker.layers, worker.time_s, worker.time_s, cold=False)
 
 
 def _cold_offers(workers: Iterable[_Worker], cover: list[int]) -> Iterator[_Offer]:
@@ -150,18 +152,18 @@ def _cold_offers(workers: Iterable[_Worker], cover: list[int]) -> Iterator[_Offe
     """
 
     def cost_s(worker: _Worker) -> float:
-        return worker.time_s + worker.announcement.load_time_s * LOAD_WEIGHT
+        return worker.time_s + worker.hosting.load_time_s * LOAD_WEIGHT
 
     def rank(worker: _Worker) -> tuple[float, PeerId]:
-        links_s = worker.around_s / min(worker.announcement.spare_layers, len(cover))
-        return cost_s(worker) + links_s, worker.announcement.peer
+        links_s = worker.around_s / min(worker.hosting.spare_layers, len(cover))
+        return cost_s(worker) + links_s, worker.peer
 
-    for worker in sorted((one for one in workers if one.announcement.spare_layers), key=rank):
+    for worker in sorted((one for one in workers if one.hosting.spare_layers), key=rank):
         lacking = sorted(set(range(len(cover))).difference(worker.layers))
-        layers = sorted(lacking, key=cover.__getitem__)[: worker.announcement.spare_layers]
+        layers = sorted(lacking, key=cover.__getitem__)[: worker.hosting.spare_layers]
         for layer in layers:
             cover[layer] += 1
-        yield _Offer(worker.announcement.peer, layers, worker.time_s, cost_s(worker), cold=True)
+        yield _Offer(worker.peer, layers, worker.time_s, cost_s(worker), cold=True)
 
 
 def _shortlist(table: _Table, offers: Iterable[_Offer]) -> None:
@@ -243,7 +245,7 @@ def _route(
     return Route(_runs(numbered), step_time_s + link_s(here, entry), _runs(cold))
 
 
-def _gap(table: _Table, serving: Iterable[Announcement], span: Span) -> Gap:
+def _gap(table: _Table, serving: Iterable[Hosting], span: Span) -> Gap:
     hosted = {
         layer
         for one in serving

@@ -14,10 +14,12 @@ MAX_STEP_ROWS = 512  # a prefill chunk; keeps a frame below 16 MiB at dim 8192 i
 MAX_DIGEST_PEERS = 4096
 MAX_ANNOUNCEMENTS = 32
 MAX_POSITIONS = 1 << 20
+MAX_HOSTED_MODELS = 8  # an old and a new version of a few models: more would share one engine
 
 MAX_TEXT = 256
 
 CodecName = Literal["raw", "int8", "int8-outlier"]
+Reach = Literal["unknown", "direct", "relayed"]
 
 # Printable ASCII: a peer's text ends on somebody's terminal.
 _PRINTABLE = r"^[ -~]*\Z"
@@ -35,31 +37,71 @@ def as_text(text: str) -> str:
     return "".join(letter if " " <= letter <= "~" else "?" for letter in line)[:MAX_TEXT]
 
 
-class Announcement(msgspec.Struct, frozen=True, array_like=True):
-    """What a peer signs about itself (domain `announcement`).
+class Hosting(msgspec.Struct, frozen=True, array_like=True):
+    """What a peer hosts of one model: disjoint spans in rising order.
 
-    `sequence` grows with each one a peer makes; the highest wins. It lives `lifetime_s` after
-    it was made. `layer_time_s`: measured seconds per layer for one token. `spare_layers`: how
-    many more layers it would load on request, each taking `load_time_s`. No spans and no spare
-    layers says goodbye.
+    `layer_time_s`: measured seconds per layer for one token. `spare_layers`: how many more
+    layers it would load on request, each taking `load_time_s`. `max_sessions`: how many it
+    takes on in all, whatever their models.
     """
 
-    peer: BoundedPeerId
-    sequence: _Counter
-    lifetime_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
     model: _Model
     spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=64)]
     spare_layers: LayerIndex
     layer_time_s: _Seconds
     load_time_s: _Seconds
-    sessions: _Counter
     max_sessions: _Counter
     compute_class: _Text
+
+    def __post_init__(self) -> None:
+        end = 0
+        for span in self.spans:
+            if span.start >= span.end:
+                raise ValueError("a span without layers")
+            if span.start < end:
+                raise ValueError("spans out of order")
+            end = span.end
+
+    def can_host(self, span: Span) -> bool:
+        """Whether the layers are loaded, or what is missing of them may still be."""
+        held = sum(
+            max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
+        )
+        return span.layers - held <= self.spare_layers
+
+
+class Announcement(msgspec.Struct, frozen=True, array_like=True):
+    """What a peer signs about itself (domain `announcement`).
+
+    `sequence` grows with each one a peer makes; the highest wins. `instance`: when this run of
+    the peer began, in milliseconds since the epoch by its own clock; two runs of one key at a
+    time show by it. It lives `lifetime_s` after it was made. `sessions`: how many pass through
+    it now. `relay`: it relays traffic for peers behind NATs. `reach`: how others get to it, as
+    far as it knows. Nothing hosted and no relay says goodbye.
+    """
+
+    peer: BoundedPeerId
+    sequence: _Counter
+    instance: _Counter
+    lifetime_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    hosting: Annotated[tuple[Hosting, ...], msgspec.Meta(max_length=MAX_HOSTED_MODELS)]
+    sessions: _Counter
+    relay: bool
+    reach: Reach
     addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)]
 
     def __post_init__(self) -> None:
-        if any(span.start >= span.end for span in self.spans):
-            raise ValueError("a span without layers")
+        if len({hosting.model for hosting in self.hosting}) < len(self.hosting):
+            raise ValueError("one model hosted twice")
+
+    @property
+    def is_goodbye(self) -> bool:
+        """Whether the peer has nothing to offer any more."""
+        return not self.hosting and not self.relay
+
+    def hosting_of(self, model: ModelId) -> Hosting | None:
+        """What the peer hosts of one model."""
+        return next((one for one in self.hosting if one.model == model), None)
 
 
 class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):

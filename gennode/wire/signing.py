@@ -13,7 +13,9 @@ from gennode.wire.ids import BoundedPeerId, PeerId, peer_id_of, public_key_of
 
 SEED_BYTES = 32
 SIGNATURE_BYTES = 64
-MAX_SIGNED_BYTES = 16 * 1024  # one announcement is below 2 KiB
+# An announcement is below 2 KiB, and below 11 KiB with every field at its bound; as many as one
+# message holds fit in its header at this size.
+MAX_SIGNED_BYTES = 12 * 1024
 
 # libp2p's PrivateKey protobuf {type: Ed25519 = 1, data: seed and public key, 64 bytes}
 _LIBP2P_PREFIX = bytes([0x08, 0x01, 0x12, 0x40])

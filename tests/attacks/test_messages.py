@@ -26,6 +26,7 @@ from gennode.wire.messages import (
     Close,
     Digest,
     Failed,
+    Hosting,
     Message,
     Open,
     Ping,
@@ -261,11 +262,13 @@ async def test_one_owner_can_not_take_all_sessions() -> None:
 
 def announcement(key: Key, sequence: int = 1, *, speaks_for: PeerId | None = None) -> Signed:
     """A worker that claims to host everything, the fastest of all."""
-    return seal(key, DOMAIN, Announcement(
-        peer=speaks_for or key.peer, sequence=sequence, lifetime_s=30.0, model=MANIFEST.model,
-        spans=(Span(0, LAYERS),), spare_layers=0, layer_time_s=1e-9, load_time_s=0.0,
-        sessions=0, max_sessions=16, compute_class="fp32-cpu", addresses=(),
-    ))  # fmt: skip
+    everything = Hosting(MANIFEST.model, (Span(0, LAYERS),), 0, 1e-9, 0.0, 16, "fp32-cpu")
+    return seal(key, DOMAIN, hosting_alone(speaks_for or key.peer, everything, sequence))
+
+
+def hosting_alone(peer: PeerId, hosting: Hosting, sequence: int = 1) -> Announcement:
+    """What a peer says that hosts one thing."""
+    return Announcement(peer, sequence, 0, 30.0, (hosting,), 0, False, "unknown", ())
 
 
 def _forged(cast: Cast) -> dict[str, Signed]:
@@ -323,8 +326,4 @@ async def test_a_flood_of_announcements_is_bounded_and_honest_workers_stay() -> 
 
 def _useless(peer: PeerId) -> Announcement:
     """A worker of a model that nobody asks for."""
-    return Announcement(
-        peer=peer, sequence=1, lifetime_s=30.0, model=NO_MODEL,
-        spans=(Span(0, 1),), spare_layers=0, layer_time_s=1.0, load_time_s=0.0,
-        sessions=0, max_sessions=16, compute_class="fp32-cpu", addresses=(),
-    )  # fmt: skip
+    return hosting_alone(peer, Hosting(NO_MODEL, (Span(0, 1),), 0, 1.0, 0.0, 16, "fp32-cpu"))

@@ -182,7 +182,8 @@ def test_a_node_that_runs_holds_its_folder_until_it_is_interrupted(
 
         status = json.loads(gennode("status", "--state", state, "--json").out)
         assert status["peer"] == joined["peer"]
-        assert [worker["spans"] for worker in status["workers"]] == [[[0, 3]]]
+        [worker] = status["workers"]
+        assert [hosting["spans"] for hosting in worker["hosting"]] == [[[0, 3]]]
         assert joined["addresses"][0] in gennode("status", "--state", state).out
 
         ended = gennode("ask", "add 2 3 =", "--model", MODEL, "--state", state, "--json")

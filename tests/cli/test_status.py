@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gennode.cli.status import show
-from gennode.node.control import NodeStatus, WorkerView
+from gennode.node.control import HostingView, NodeStatus, WorkerView
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.signing import Key
 
 
 def test_a_peers_words_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     peer = Key(bytes(32)).peer
-    worker = WorkerView(peer, ModelId("0" * 64), (Span(0, 2),), 0, 1e-3, 0, "[/foo] [bold]x")
+    hosting = HostingView(ModelId("0" * 64), (Span(0, 2),), 0, 1e-3, "[/foo] [bold]x")
+    worker = WorkerView(peer, (hosting,), 0, relay=False, reach="direct")
     show(NodeStatus(peer, (), 0, 0, 0.0, 0.0, 0, (worker,)), {})
     assert "[/foo]" in capsys.readouterr().out

@@ -21,13 +21,12 @@ from gennode.wire.ids import ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
     MAX_ANNOUNCEMENTS,
     AgedAnnouncement,
-    Announcement,
     Announcements,
     Close,
     Digest,
     Message,
 )
-from gennode.wire.signing import Key, Signed, seal
+from gennode.wire.signing import Key, Signed
 
 MODEL = ModelId("a" * 64)
 STRANGER = Key(bytes(31) + b"\xff").peer
@@ -46,13 +45,14 @@ def announced(
     lifetime_s: float = 60.0,
     spans: tuple[Span, ...] = (Span(0, 4),),
     spare_layers: int = 0,
+    relay: bool = False,
 ) -> Signed:
     peer = key(number).peer
-    announcement = Announcement(
-        peer, sequence, lifetime_s, MODEL, spans, spare_layers, 0.01, 0.1, 0, 4, "fp32-cpu",
-        (f"/ip4/10.0.0.{number % 250}/tcp/1/p2p/{peer}",),
-    )  # fmt: skip
-    return seal(key(number), "announcement", announcement)
+    hosting = [[MODEL, spans, spare_layers, 0.01, 0.1, 4, "fp32-cpu"]] if spans else []
+    address = f"/ip4/10.0.0.{number % 250}/tcp/1/p2p/{peer}"
+    fields = [peer, sequence, 0, lifetime_s, hosting, 0, relay, "unknown", [address]]
+    body = msgspec.msgpack.encode(fields)  # of wrong ones too, which the type can't be made of
+    return Signed(peer, body, key(number).sign("announcement", body))
 
 
 def told(*items: Signed, age_s: float = 0.0) -> Announcements:
@@ -258,9 +258,9 @@ def test_a_goodbye_removes_at_once_and_spreads() -> None:
     assert numbers(other, 2.0) == []
 
 
-def test_a_peer_with_only_spare_layers_is_live() -> None:
+def test_a_peer_that_only_relays_is_live() -> None:
     one = make()
-    one.receive(STRANGER, told(announced(1, spans=(), spare_layers=3)), 0.0)
+    one.receive(STRANGER, told(announced(1, spans=(), relay=True)), 0.0)
     assert numbers(one, 0.0) == [1]
     assert one.addresses(key(1).peer) == (f"/ip4/10.0.0.1/tcp/1/p2p/{key(1).peer}",)
     assert one.addresses(STRANGER) == ()

@@ -143,7 +143,8 @@ async def test_a_newcomer_places_itself_where_layers_are_missing(tmp_path: Path)
             await until(lambda: len(asker.node.live()) == 3, asker)
             assert (await asker.ask(PROMPT, SAMPLING)).tokens == await expected()
             status: NodeStatus = await ask_status(testnet.cards()["worker-9"].control)
-            assert any(span.covers(SPANS[2]) for seen in status.workers for span in seen.spans)
+            hosted = [one for seen in status.workers for one in seen.hosting]
+            assert any(span.covers(SPANS[2]) for one in hosted for span in one.spans)
         finally:
             process.send_signal(signal.SIGINT)
             assert await asyncio.to_thread(process.wait, 30) == 0

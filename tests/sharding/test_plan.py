@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gennode.errors import LocalError
 from gennode.sharding.plan import Candidate, Snapshot, place, plan, speed_of, split
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Announcement
+from gennode.wire.messages import Announcement, Hosting
 
 CANDIDATES = st.lists(
     st.tuples(st.integers(0, 14), st.sampled_from([0.0, 0.001, 0.002, 0.005, 0.02])), max_size=12
@@ -24,10 +24,14 @@ CANDIDATES = st.lists(
 )
 
 
-def hosting(peer: str, spans: list[Span], layer_time_s: float = 0.001) -> Announcement:
-    return Announcement(
-        PeerId(peer), 1, 30.0, ModelId("a" * 64), tuple(spans), 0, layer_time_s, 0.1, 0, 4, "", ()
-    )
+MODEL, OTHER = ModelId("a" * 64), ModelId("b" * 64)
+
+
+def hosting(
+    peer: str, spans: list[Span], layer_time_s: float = 0.001, model: ModelId = MODEL
+) -> Announcement:
+    hosted = Hosting(model, tuple(spans), 0, layer_time_s, 0.1, 4, "")
+    return Announcement(PeerId(peer), 1, 0, 30.0, (hosted,), 0, False, "unknown", ())
 
 
 @given(layers=st.integers(0, 12), peers=CANDIDATES, seed=st.integers(0, 99))
@@ -117,14 +121,16 @@ def test_a_split_is_proportional() -> None:
 
 
 def test_newcomers_cover_an_empty_swarm_first_and_then_gaps() -> None:
-    assert place(12, 4, []) == Span(0, 4)
+    assert place(MODEL, 12, 4, []) == Span(0, 4)
     here = [hosting("a", [Span(0, 4)])]
-    assert place(12, 4, here) == Span(4, 8)
+    assert place(MODEL, 12, 4, here) == Span(4, 8)
     here.append(hosting("b", [Span(8, 12)]))
-    assert place(12, 4, here) == Span(4, 8)
-    assert place(12, 2, here) == Span(4, 6)
-    assert place(12, 99, here) == Span(0, 12)
-    assert place(12, 0, here) == Span(0, 0)
+    assert place(MODEL, 12, 4, here) == Span(4, 8)
+    assert place(MODEL, 12, 2, here) == Span(4, 6)
+    assert place(MODEL, 12, 99, here) == Span(0, 12)
+    assert place(MODEL, 12, 0, here) == Span(0, 0)
+    here.append(hosting("c", [Span(4, 8)], model=OTHER))
+    assert place(MODEL, 12, 4, here) == Span(4, 8)
 
 
 def test_a_newcomer_joins_the_slowest_of_covered_layers() -> None:
@@ -133,8 +139,8 @@ def test_a_newcomer_joins_the_slowest_of_covered_layers() -> None:
         hosting("b", [Span(6, 12)], 0.002),
         hosting("c", [Span(9, 99)], 0.0),  # too good to be true, and beyond the model's layers
     ]
-    assert place(12, 3, here) == Span(6, 9)
-    assert place(12, 3, reversed(here)) == Span(6, 9)
+    assert place(MODEL, 12, 3, here) == Span(6, 9)
+    assert place(MODEL, 12, 3, reversed(here)) == Span(6, 9)
 
 
 @given(layers=st.integers(1, 24), capacities=st.lists(st.integers(1, 24), min_size=1, max_size=12))
@@ -143,8 +149,8 @@ def test_one_after_the_other_leaves_no_gap_that_there_was_room_for(
 ) -> None:
     swarm: list[Announcement] = []
     for number, capacity in enumerate(capacities):
-        swarm.append(hosting(f"p{number}", [place(layers, capacity, swarm)]))
-    covered = {layer for one in swarm for layer in range(*one.spans[0])}
+        swarm.append(hosting(f"p{number}", [place(MODEL, layers, capacity, swarm)]))
+    covered = {layer for one in swarm for layer in range(*one.hosting[0].spans[0])}
     assert len(covered) == min(layers, sum(capacities))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gennode.sharding.route import LOAD_WEIGHT, Gap, LinkTime, Route, choose_route
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import Announcement
+from gennode.wire.messages import Announcement, Hosting
 
 MODEL = ModelId("a" * 64)
 ME = PeerId("me")
@@ -29,10 +29,12 @@ def worker(
     sessions: int = 0,
     model: ModelId = MODEL,
 ) -> Announcement:
-    return Announcement(
-        PeerId(name), 1, 30.0, model, tuple(spans), spare, layer_time_s, load_time_s, sessions, 4,
-        "", (),
-    )  # fmt: skip
+    hosting = Hosting(model, tuple(spans), spare, layer_time_s, load_time_s, 4, "")
+    return Announcement(PeerId(name), 1, 0, 30.0, (hosting,), sessions, False, "unknown", ())
+
+
+def hosted(one: Announcement) -> Hosting:
+    return one.hosting[0]
 
 
 def flat(here: PeerId, there: PeerId) -> float:
@@ -93,15 +95,15 @@ def cost_s(
     loaded = dict.fromkeys(swarm, 0)
     for layer, (before, peer) in enumerate(itertools.pairwise([ME, *chain]), start):
         one = swarm[peer]
-        if one.sessions >= one.max_sessions:
+        if one.sessions >= hosted(one).max_sessions:
             return math.inf
         if before != peer:
             total_s += link_time_s(before, peer)
-        total_s += one.layer_time_s * (1 + one.sessions / one.max_sessions)
-        if not any(span.covers(Span(layer, layer + 1)) for span in one.spans):
+        total_s += hosted(one).layer_time_s * (1 + one.sessions / hosted(one).max_sessions)
+        if not any(span.covers(Span(layer, layer + 1)) for span in hosted(one).spans):
             loaded[peer] += 1
-            total_s += one.load_time_s * LOAD_WEIGHT
-    if any(loaded[peer] > one.spare_layers for peer, one in swarm.items()):
+            total_s += hosted(one).load_time_s * LOAD_WEIGHT
+    if any(loaded[peer] > hosted(one).spare_layers for peer, one in swarm.items()):
         return math.inf
     return total_s + link_time_s(chain[-1], ME)
 
@@ -118,7 +120,7 @@ def test_brute_force_finds_nothing_cheaper(
 ) -> None:
     if mode == "all or nothing":  # room for a part only is given out before the search
         swarm = [
-            worker(one.peer, list(one.spans), spare=LAYERS * (one.spare_layers > 2))
+            worker(one.peer, list(hosted(one).spans), spare=LAYERS * (hosted(one).spare_layers > 2))
             for one in swarm
         ]
     link_time_s = links(seed)
@@ -134,9 +136,9 @@ def test_brute_force_finds_nothing_cheaper(
     usable = {
         one.peer: worker(
             one.peer,
-            list(one.spans),
-            spare=one.spare_layers if mode != "warm" else 0,
-            layer_time_s=one.layer_time_s,
+            list(hosted(one).spans),
+            spare=hosted(one).spare_layers if mode != "warm" else 0,
+            layer_time_s=hosted(one).layer_time_s,
             sessions=one.sessions,
         )
         for one in swarm
@@ -152,7 +154,7 @@ def test_brute_force_finds_nothing_cheaper(
         assert best_s == math.inf
         return
     chain = [hop.peer for hop in found.hops for _ in range(hop.span.layers)]
-    loads_s = sum(usable[hop.peer].load_time_s * hop.span.layers for hop in found.cold)
+    loads_s = sum(hosted(usable[hop.peer]).load_time_s * hop.span.layers for hop in found.cold)
     total_s = cost_s(chain, span.start, usable, link_time_s)
     assert math.isclose(total_s, found.step_time_s + loads_s * LOAD_WEIGHT, abs_tol=1e-12)
     assert [hop.span.start for hop in found.hops] == [

@@ -33,19 +33,28 @@ def many(items: st.SearchStrategy[Any], most: int, least: int = 0) -> st.SearchS
     return st.lists(items, min_size=least, max_size=min(most, 3)).map(tuple)
 
 
+hostings = st.builds(
+    words.Hosting,
+    model=models,
+    spans=st.lists(layers, max_size=6, unique=True).map(
+        lambda ends: tuple(map(Span, sorted(ends)[:-1:2], sorted(ends)[1::2]))
+    ),
+    spare_layers=layers,
+    layer_time_s=seconds,
+    load_time_s=seconds,
+    max_sessions=counters,
+    compute_class=texts,
+)
 announcements = st.builds(
     words.Announcement,
     peer=peers,
     sequence=counters,
     lifetime_s=st.floats(0, 3600),
-    model=models,
-    spans=many(spans, 64),
-    spare_layers=layers,
-    layer_time_s=seconds,
-    load_time_s=seconds,
+    instance=counters,
+    hosting=st.lists(hostings, max_size=3, unique_by=lambda one: one.model).map(tuple),
     sessions=counters,
-    max_sessions=counters,
-    compute_class=texts,
+    relay=st.booleans(),
+    reach=st.sampled_from(get_args(words.Reach)),
     addresses=many(texts, 16),
 )
 signed = st.builds(

@@ -138,11 +138,48 @@ def test_text_that_is_not_unicode_is_refused() -> None:
         decode_header(broken)
 
 
-def test_an_announcement_claims_no_backward_span() -> None:
-    with pytest.raises(ValueError, match="without layers"):
-        words.Announcement(
-            PEER, 1, 60.0, ModelId(MODEL), (Span(5, 3),), 0, 0.1, 0.1, 0, 1, "fp32-cpu", ()
-        )
+def hosting(*spans: Span, model: str = MODEL, text: str = "fp32-cpu") -> words.Hosting:
+    return words.Hosting(ModelId(model), spans, 2, 0.1, 0.1, 1, text)
+
+
+@pytest.mark.parametrize(
+    ("spans", "why"),
+    [
+        ((Span(5, 3),), "without layers"),
+        ((Span(4, 4),), "without layers"),
+        ((Span(4, 6), Span(0, 2)), "out of order"),
+        ((Span(0, 4), Span(3, 6)), "out of order"),
+    ],
+)
+def test_spans_that_a_peer_hosts_rise_and_are_disjoint(spans: tuple[Span, ...], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        hosting(*spans)
+
+
+def test_what_fits_is_what_is_loaded_and_what_may_still_be() -> None:
+    some = hosting(Span(0, 2), Span(4, 6))
+    assert some.can_host(Span(0, 6))  # two are missing, and two are spare
+    assert not some.can_host(Span(0, 7))
+    assert some.can_host(Span(6, 8))
+    assert not some.can_host(Span(6, 9))
+
+
+def announcement(*hosted: words.Hosting, relay: bool = False) -> words.Announcement:
+    return words.Announcement(PEER, 1, 0, 60.0, hosted, 0, relay, "direct", ())
+
+
+def test_an_announcement_tells_of_each_model_once() -> None:
+    both = hosting(Span(0, 2)), hosting(Span(0, 2), model="b" * 64)
+    assert announcement(*both).hosting_of(ModelId("b" * 64)) == both[1]
+    assert announcement(both[0]).hosting_of(ModelId("b" * 64)) is None
+    with pytest.raises(ValueError, match="twice"):
+        announcement(both[0], both[0])
+
+
+def test_a_goodbye_offers_nothing() -> None:
+    assert announcement().is_goodbye
+    assert not announcement(relay=True).is_goodbye
+    assert not announcement(hosting()).is_goodbye
 
 
 def test_the_largest_digest_fits_in_a_header() -> None:
@@ -151,10 +188,17 @@ def test_the_largest_digest_fits_in_a_header() -> None:
 
 
 def test_the_most_announcements_fit_in_a_header() -> None:
-    """At 2 KiB each, which is what `MAX_SIGNED_BYTES` says of the largest there are."""
-    item = words.AgedAnnouncement(Signed(PEER, bytes(2048), bytes(64)), 1.0)
+    """At the size that `MAX_SIGNED_BYTES` allows, which holds the largest there can be."""
+    item = words.AgedAnnouncement(Signed(PEER, bytes(MAX_SIGNED_BYTES), bytes(64)), 1.0)
     message = words.Announcements((item,) * words.MAX_ANNOUNCEMENTS)
     assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
+    spans = [Span(900 + start, 901 + start) for start in range(0, 128, 2)][:64]
+    models = [
+        hosting(*spans, model=f"{number:064x}", text="x" * words.MAX_TEXT)
+        for number in range(words.MAX_HOSTED_MODELS)
+    ]
+    largest = msgspec.structs.replace(announcement(*models), addresses=("x" * 256,) * 16)
+    assert len(msgspec.msgpack.encode(largest)) <= MAX_SIGNED_BYTES
 
 
 @given(st.text(max_size=600))
