@@ -17,7 +17,7 @@ from gennode.errors import NetworkError
 
 _NAMESPACES = Path("/run/netns")
 _NEEDS = {"ip": "iproute2", "iptables-restore": "iptables", "sysctl": "procps"}
-_GRACE_S = 3.0  # from SIGTERM to SIGKILL, for what still runs when its namespace goes
+_GRACE_S = 2.0  # from SIGTERM to SIGKILL, for what still runs when its namespace goes
 _LOOK_EVERY_S = 0.01
 
 # The rule that asks most of a kernel: NAT, connection tracking, and random ports.

@@ -50,6 +50,8 @@ def rules(nat: Nat, first_host: str) -> str:
         "-A INPUT -i lo -j ACCEPT",
         f"-A INPUT -i {LAN} -j ACCEPT",
         "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+        # Kernels may show frames between hosts of the home, which the bridge switches, to iptables.
+        f"-A FORWARD -i {LAN} -o {LAN} -j ACCEPT",
         # What belongs to no connection would leave with its private address.
         "-A FORWARD -m conntrack --ctstate INVALID -j DROP",
         *([f"-A FORWARD -i {LAN} -p udp -j DROP"] if nat is Nat.NO_UDP else []),

@@ -74,7 +74,8 @@ class Lab:
 
     `homes` and `public` give every name its link; all names differ. `seed` decides which packets
     are lost and how much they jitter. UsageError for names or numbers that can't be served,
-    NetworkError if this machine can't have a lab.
+    NetworkError if this machine can't have a lab. `family` is what the names of its namespaces
+    begin with.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class Lab:
         _check(self.homes, self.public)
         self.hosts = {host.name: host for host in _numbered(self.homes, list(self.public))}
         self._seed = seed
-        self._prefix = f"natlab-{namespaces.owner(os.getpid())}-{next(_serials)}-"
+        self.family = f"natlab-{namespaces.owner(os.getpid())}-{next(_serials)}-"
         self._exits = ExitStack()
+        self._internet: subprocess.Popen[str] | None = None
         self._processes: list[subprocess.Popen[Any]] = []
 
     def __enter__(self) -> Self:
@@ -97,7 +99,7 @@ class Lab:
             exits.enter_context(_sigterm_raises())
             exits.callback(self._remove)
             self._internet = exits.enter_context(_internet())
-            self._build()
+            self._build(self._internet)
             self._exits = exits.pop_all()
         return self
 
@@ -107,6 +109,7 @@ class Lab:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._internet = None
         self._exits.__exit__(kind, error, traceback)
 
     def address(self, name: str) -> str:
@@ -122,7 +125,7 @@ class Lab:
         home = name.removesuffix(".router")
         if not (name != home and home in self.homes):
             self._host(name)
-        return self._prefix + name
+        return self.family + name
 
     def prefix(self, name: str) -> list[str]:
         """What to put before a command so that it runs on `name`; it keeps its process id."""
@@ -194,9 +197,11 @@ class Lab:
         return "" if name in self.public else f"via {_gateway(self.hosts[name].address)} "
 
     def _ask(self, **request: Any) -> Any:
+        if self._internet is None:
+            raise UsageError("the lab isn't up", hint="use it within its `with` block")
         return _asked(self._internet, request)
 
-    def _build(self) -> None:
+    def _build(self, internet: subprocess.Popen[str]) -> None:
         links = {name: home.link for name, home in self.homes.items()} | self.public
         wans = {host.port: _wan(host) for host in self.hosts.values()}
         config = {
@@ -204,7 +209,7 @@ class Lab:
             "networks": {_network(address): name for name, address in wans.items()},
             "seed": self._seed,
         }
-        devices = _asked(self._internet, config)
+        devices = _asked(internet, config)
         routers = [f"{name}.router" for name in self.homes]
         places = [self.namespace(name) for name in (*self.hosts, *routers)]
         namespaces.batch("", [f"netns add {place}" for place in places])
@@ -236,7 +241,7 @@ class Lab:
         namespaces.run(namespaces.within(router, forward))
 
     def _remove(self) -> None:
-        namespaces.remove(namespaces.names(self._prefix))
+        namespaces.remove(namespaces.names(self.family))
         for process in self._processes:
             process.kill()  # had it not yet reached its namespace
             process.wait()
