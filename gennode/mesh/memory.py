@@ -11,6 +11,7 @@ from gennode.wire.frames import Buffer
 from gennode.wire.ids import PeerId
 
 _PREFIX = "/memory/p2p/"
+_CIRCUIT = "/memory/p2p-circuit/p2p/"
 
 
 class MemoryNetwork:
@@ -20,6 +21,15 @@ class MemoryNetwork:
         self.delay_s = delay_s
         self._peers: dict[PeerId, MemoryTransport] = {}
         self._providers: dict[bytes, dict[PeerId, None]] = {}
+        self._relayed: set[frozenset[PeerId]] = set()
+
+    def relay(self, one: PeerId, other: PeerId, *, relayed: bool = True) -> None:
+        """Let new streams between two peers go through a relay from now on, or no longer."""
+        (self._relayed.add if relayed else self._relayed.discard)(frozenset((one, other)))
+
+    def is_relayed(self, one: PeerId, other: PeerId) -> bool:
+        """Whether new streams between two peers go through a relay."""
+        return frozenset((one, other)) in self._relayed
 
     def join(self, peer: PeerId) -> MemoryTransport:
         """A new peer's transport."""
@@ -49,6 +59,10 @@ class MemoryNetwork:
             raise NetworkError(f"{peer} is not on this network", hint="start that peer first")
         return transport
 
+    def peers(self) -> tuple[PeerId, ...]:
+        """Everybody on this network."""
+        return tuple(self._peers)
+
     def providers(self, key: bytes) -> dict[PeerId, None]:
         """Who provides `key`, in order of arrival; changes to it are kept."""
         return self._providers.setdefault(key, {})
@@ -57,9 +71,12 @@ class MemoryNetwork:
 class MemoryStream:
     """One end of a stream; `other` is the far end."""
 
-    def __init__(self, owner: MemoryTransport, peer: PeerId, delay_s: float) -> None:
+    def __init__(
+        self, owner: MemoryTransport, peer: PeerId, delay_s: float, *, relayed: bool
+    ) -> None:
         self._owner = owner
         self._peer = peer
+        self._remote = f"{_CIRCUIT if relayed else _PREFIX}{peer}"
         self._delay_s = delay_s
         self._loop = asyncio.get_running_loop()
         self._on_data: Callable[[bytes], None] | None = None
@@ -74,6 +91,10 @@ class MemoryStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def remote(self) -> str:
+        return self._remote
 
     def start(self, on_data: Callable[[bytes], None], on_close: Callable[[str], None]) -> None:
         self._on_data, self._on_close = on_data, on_close
@@ -153,21 +174,31 @@ class MemoryTransport:
     def addresses(self) -> tuple[str, ...]:
         return (_PREFIX + self._peer,)
 
-    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        if not address.startswith(_PREFIX):
+    async def connect(self, *addresses: str, timeout_s: float) -> PeerId:
+        peers = {PeerId(address.removeprefix(_PREFIX)) for address in addresses}
+        if len(peers) != 1 or not all(address.startswith(_PREFIX) for address in addresses):
             hint = f"addresses here look like {_PREFIX}<peer id>"
-            raise UsageError(f"{address!r} is not an address of this network", hint=hint)
-        peer = PeerId(address.removeprefix(_PREFIX))
+            raise UsageError(f"{addresses} are not addresses of one peer here", hint=hint)
+        peer = peers.pop()
         self._reach(peer)
         return peer
+
+    async def direct_peers(self) -> frozenset[PeerId]:
+        self._network.find(self._peer)
+        return frozenset(
+            peer
+            for peer in self._network.peers()
+            if peer != self._peer and not self._network.is_relayed(self._peer, peer)
+        )
 
     async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> MemoryStream:
         there = self._reach(peer)
         handler = there._handlers.get(protocol)
         if handler is None:
             raise NetworkError(f"{peer} does not speak {protocol}", hint="is it up to date?")
-        near = MemoryStream(self, peer, self._network.delay_s)
-        far = MemoryStream(there, self._peer, self._network.delay_s)
+        delay_s, relayed = self._network.delay_s, self._network.is_relayed(self._peer, peer)
+        near = MemoryStream(self, peer, delay_s, relayed=relayed)
+        far = MemoryStream(there, self._peer, delay_s, relayed=relayed)
         near.other, far.other = far, near
         handler(far)
         return near

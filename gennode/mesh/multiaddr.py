@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import base58
 
@@ -142,6 +142,16 @@ def from_bytes(raw: bytes) -> str:
         except UnicodeDecodeError as error:
             raise RemoteError("a multiaddress holds a name that is not UTF-8") from error
     return text
+
+
+def split_peers(texts: Sequence[str]) -> tuple[PeerId, tuple[str, ...]]:
+    """(the peer, the ways to it) of its addresses; UsageError unless all name the same one."""
+    split = [split_peer(text) for text in texts]
+    peers = {peer for _, peer in split}
+    if len(peers) != 1:
+        hint = "give the addresses of one peer"
+        raise UsageError(f"{len(peers)} peers are named where one is needed", hint=hint)
+    return peers.pop(), tuple(way for way, _ in split)
 
 
 def split_peer(text: str) -> tuple[str, PeerId]:

@@ -112,18 +112,14 @@ class Outgoing:
         stream.write(self._sender.hello())
 
     async def _reach(self, timeout_s: float) -> Stream:
-        refusal: NetworkError | UsageError | None = None
-        for address in self._addresses():
+        if addresses := self._addresses():
             try:
-                await self._transport.connect(address, timeout_s=timeout_s)
-                break
-            except (NetworkError, UsageError) as error:
-                refusal = error
-        else:
-            # Where an old connection broke and every address refuses, the peer is dead: to ask
-            # the DHT for more addresses would only hold up whoever waits to replace it.
-            if refusal is not None and self._opened_s:
-                raise refusal
+                await self._transport.connect(*addresses, timeout_s=timeout_s)
+            except (NetworkError, UsageError):
+                # Where an old connection broke and every address refuses, the peer is dead: to
+                # ask the DHT for more would only hold up whoever waits to replace it.
+                if self._opened_s:
+                    raise
         return await self._transport.open(self.peer, PROTOCOL, timeout_s=timeout_s)
 
     def _take(self, stream: Stream, data: bytes) -> None:

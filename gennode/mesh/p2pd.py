@@ -12,6 +12,7 @@ from gennode.mesh import multiaddr
 from gennode.mesh import p2pd_pb2 as pb
 from gennode.mesh.daemon import Daemon
 from gennode.mesh.p2pd_stream import DaemonStream, pack, unpack
+from gennode.mesh.reach import is_relayed
 from gennode.mesh.transport import StreamHandler
 from gennode.wire.ids import PeerId
 from gennode.wire.signing import Key
@@ -86,13 +87,13 @@ class P2pdTransport:
         """A private folder that is gone when we are, even after SIGKILL."""
         return self._alive().folder
 
-    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        way, peer = multiaddr.split_peer(address)
+    async def connect(self, *addresses: str, timeout_s: float) -> PeerId:
+        peer, ways = multiaddr.split_peers(addresses)
         request = pb.Request(
             type=pb.Request.CONNECT,
             connect=pb.ConnectRequest(
                 peer=multiaddr.peer_to_bytes(peer),
-                addresses=[multiaddr.to_bytes(way)],
+                addresses=[multiaddr.to_bytes(way) for way in ways],
                 timeout_s=math.ceil(timeout_s),
             ),
         )
@@ -100,8 +101,17 @@ class P2pdTransport:
             await self._ask(request, timeout_s)
         except NetworkError as error:
             hint = "is that peer running, its port open, and the id the one that it prints?"
-            raise NetworkError(f"can't reach {address}: {error}", hint=hint) from error
+            text = " or ".join(addresses)
+            raise NetworkError(f"can't reach {text}: {error}", hint=hint) from error
         return peer
+
+    async def direct_peers(self) -> frozenset[PeerId]:
+        answer = await self._ask(pb.Request(type=pb.Request.LIST_PEERS), CONTROL_TIMEOUT_S)
+        found: dict[PeerId, None] = {}
+        for entry in answer.peers:
+            if not any(is_relayed(_remote(raw)) for raw in entry.addresses):
+                _add_provider(found, entry.id)
+        return frozenset(found)
 
     async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> DaemonStream:
         request = pb.Request(
@@ -116,9 +126,10 @@ class P2pdTransport:
         opened.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen
 
         def on_header(stream: DaemonStream, buffer: bytearray) -> bool:
-            if not _opened(buffer, peer):
+            remote = _opened(buffer, peer)
+            if remote is None:
                 return False
-            stream.begin(peer)
+            stream.begin(peer, remote)
             if not opened.done():
                 opened.set_result(None)
             return True
@@ -168,7 +179,7 @@ class P2pdTransport:
                 return False
             if len(self._streams) > MAX_STREAMS:
                 raise RemoteError("too many streams")
-            stream.begin(multiaddr.peer_from_bytes(header.peer))
+            stream.begin(multiaddr.peer_from_bytes(header.peer), _remote(header.address))
             timer.cancel()
             handler(stream)
             return True
@@ -280,16 +291,27 @@ def _cid(key: bytes) -> bytes:
     return _CID_PREFIX + key
 
 
-def _opened(buffer: bytearray, peer: PeerId) -> bool:
-    """Whether the daemon's answer to STREAM_OPEN is whole; RemoteError if it is a refusal."""
+def _opened(buffer: bytearray, peer: PeerId) -> str | None:
+    """The address at the other end, or None while the daemon's answer to STREAM_OPEN is not whole.
+
+    RemoteError if it is a refusal.
+    """
     answer = pb.Response()
     if not unpack(buffer, answer):
-        return False
+        return None
     if answer.type != pb.Response.OK:
         raise RemoteError(answer.error.message)
     if multiaddr.peer_from_bytes(answer.stream_info.peer) != peer:
         raise RemoteError("another peer answered")
-    return True
+    return _remote(answer.stream_info.address)
+
+
+def _remote(raw: bytes) -> str:
+    """An address for people and for telling relays apart; empty if it is of a kind unknown here."""
+    try:
+        return multiaddr.from_bytes(raw)
+    except RemoteError:
+        return ""
 
 
 def _add_provider(found: dict[PeerId, None], raw: bytes) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gennode/mesh/p2pd.proto\x12\x0cgennode.p2pd\"\xcc\x02\n\x07Request\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.gennode.p2pd.Request.Type\x12-\n\x07\x63onnect\x18\x02 \x01(\x0b\x32\x1c.gennode.p2pd.ConnectRequest\x12\x34\n\x0bstream_open\x18\x03 \x01(\x0b\x32\x1f.gennode.p2pd.StreamOpenRequest\x12:\n\x0estream_handler\x18\x04 \x01(\x0b\x32\".gennode.p2pd.StreamHandlerRequest\x12%\n\x03\x64ht\x18\x05 \x01(\x0b\x32\x18.gennode.p2pd.DHTRequest\"O\n\x04Type\x12\x0c\n\x08IDENTIFY\x10\x00\x12\x0b\n\x07\x43ONNECT\x10\x01\x12\x0f\n\x0bSTREAM_OPEN\x10\x02\x12\x12\n\x0eSTREAM_HANDLER\x10\x03\x12\x07\n\x03\x44HT\x10\x04\"\xfd\x01\n\x08Response\x12)\n\x04type\x18\x01 \x02(\x0e\x32\x1b.gennode.p2pd.Response.Type\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.gennode.p2pd.ErrorResponse\x12-\n\x0bstream_info\x18\x03 \x01(\x0b\x32\x18.gennode.p2pd.StreamInfo\x12(\n\x08identify\x18\x04 \x01(\x0b\x32\x16.gennode.p2pd.PeerInfo\x12&\n\x03\x64ht\x18\x05 \x01(\x0b\x32\x19.gennode.p2pd.DHTResponse\"\x19\n\x04Type\x12\x06\n\x02OK\x10\x00\x12\t\n\x05\x45RROR\x10\x01\" \n\rErrorResponse\x12\x0f\n\x07message\x18\x01 \x02(\t\")\n\x08PeerInfo\x12\n\n\x02id\x18\x01 \x02(\x0c\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"D\n\x0e\x43onnectRequest\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x11\n\taddresses\x18\x02 \x03(\x0c\x12\x11\n\ttimeout_s\x18\x03 \x01(\x03\"G\n\x11StreamOpenRequest\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x03\"L\n\x14StreamHandlerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x02(\x0c\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x10\n\x08\x62\x61lanced\x18\x03 \x02(\x08\"=\n\nStreamInfo\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x02(\x0c\x12\x10\n\x08protocol\x18\x03 \x02(\t\"\x91\x01\n\nDHTRequest\x12+\n\x04type\x18\x01 \x02(\x0e\x32\x1d.gennode.p2pd.DHTRequest.Type\x12\x0b\n\x03\x63id\x18\x03 \x01(\x0c\x12\r\n\x05\x63ount\x18\x06 \x01(\x05\x12\x11\n\ttimeout_s\x18\x07 \x01(\x03\"\'\n\x04Type\x12\x12\n\x0e\x46IND_PROVIDERS\x10\x02\x12\x0b\n\x07PROVIDE\x10\x08\"\x88\x01\n\x0b\x44HTResponse\x12,\n\x04type\x18\x01 \x02(\x0e\x32\x1e.gennode.p2pd.DHTResponse.Type\x12$\n\x04peer\x18\x02 \x01(\x0b\x32\x16.gennode.p2pd.PeerInfo\"%\n\x04Type\x12\t\n\x05\x42\x45GIN\x10\x00\x12\t\n\x05VALUE\x10\x01\x12\x07\n\x03\x45ND\x10\x02')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gennode/mesh/p2pd.proto\x12\x0cgennode.p2pd\"\xdc\x02\n\x07Request\x12(\n\x04type\x18\x01 \x02(\x0e\x32\x1a.gennode.p2pd.Request.Type\x12-\n\x07\x63onnect\x18\x02 \x01(\x0b\x32\x1c.gennode.p2pd.ConnectRequest\x12\x34\n\x0bstream_open\x18\x03 \x01(\x0b\x32\x1f.gennode.p2pd.StreamOpenRequest\x12:\n\x0estream_handler\x18\x04 \x01(\x0b\x32\".gennode.p2pd.StreamHandlerRequest\x12%\n\x03\x64ht\x18\x05 \x01(\x0b\x32\x18.gennode.p2pd.DHTRequest\"_\n\x04Type\x12\x0c\n\x08IDENTIFY\x10\x00\x12\x0b\n\x07\x43ONNECT\x10\x01\x12\x0f\n\x0bSTREAM_OPEN\x10\x02\x12\x12\n\x0eSTREAM_HANDLER\x10\x03\x12\x07\n\x03\x44HT\x10\x04\x12\x0e\n\nLIST_PEERS\x10\x05\"\xa4\x02\n\x08Response\x12)\n\x04type\x18\x01 \x02(\x0e\x32\x1b.gennode.p2pd.Response.Type\x12*\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1b.gennode.p2pd.ErrorResponse\x12-\n\x0bstream_info\x18\x03 \x01(\x0b\x32\x18.gennode.p2pd.StreamInfo\x12(\n\x08identify\x18\x04 \x01(\x0b\x32\x16.gennode.p2pd.PeerInfo\x12&\n\x03\x64ht\x18\x05 \x01(\x0b\x32\x19.gennode.p2pd.DHTResponse\x12%\n\x05peers\x18\x06 \x03(\x0b\x32\x16.gennode.p2pd.PeerInfo\"\x19\n\x04Type\x12\x06\n\x02OK\x10\x00\x12\t\n\x05\x45RROR\x10\x01\" \n\rErrorResponse\x12\x0f\n\x07message\x18\x01 \x02(\t\")\n\x08PeerInfo\x12\n\n\x02id\x18\x01 \x02(\x0c\x12\x11\n\taddresses\x18\x02 \x03(\x0c\"D\n\x0e\x43onnectRequest\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x11\n\taddresses\x18\x02 \x03(\x0c\x12\x11\n\ttimeout_s\x18\x03 \x01(\x03\"G\n\x11StreamOpenRequest\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x03\"L\n\x14StreamHandlerRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x02(\x0c\x12\x11\n\tprotocols\x18\x02 \x03(\t\x12\x10\n\x08\x62\x61lanced\x18\x03 \x02(\x08\"=\n\nStreamInfo\x12\x0c\n\x04peer\x18\x01 \x02(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x02(\x0c\x12\x10\n\x08protocol\x18\x03 \x02(\t\"\x91\x01\n\nDHTRequest\x12+\n\x04type\x18\x01 \x02(\x0e\x32\x1d.gennode.p2pd.DHTRequest.Type\x12\x0b\n\x03\x63id\x18\x03 \x01(\x0c\x12\r\n\x05\x63ount\x18\x06 \x01(\x05\x12\x11\n\ttimeout_s\x18\x07 \x01(\x03\"\'\n\x04Type\x12\x12\n\x0e\x46IND_PROVIDERS\x10\x02\x12\x0b\n\x07PROVIDE\x10\x08\"\x88\x01\n\x0b\x44HTResponse\x12,\n\x04type\x18\x01 \x02(\x0e\x32\x1e.gennode.p2pd.DHTResponse.Type\x12$\n\x04peer\x18\x02 \x01(\x0b\x32\x16.gennode.p2pd.PeerInfo\"%\n\x04Type\x12\t\n\x05\x42\x45GIN\x10\x00\x12\t\n\x05VALUE\x10\x01\x12\x07\n\x03\x45ND\x10\x02')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gennode.mesh.p2pd_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUEST']._serialized_start=42
-  _globals['_REQUEST']._serialized_end=374
+  _globals['_REQUEST']._serialized_end=390
   _globals['_REQUEST_TYPE']._serialized_start=295
-  _globals['_REQUEST_TYPE']._serialized_end=374
-  _globals['_RESPONSE']._serialized_start=377
-  _globals['_RESPONSE']._serialized_end=630
-  _globals['_RESPONSE_TYPE']._serialized_start=605
-  _globals['_RESPONSE_TYPE']._serialized_end=630
-  _globals['_ERRORRESPONSE']._serialized_start=632
-  _globals['_ERRORRESPONSE']._serialized_end=664
-  _globals['_PEERINFO']._serialized_start=666
-  _globals['_PEERINFO']._serialized_end=707
-  _globals['_CONNECTREQUEST']._serialized_start=709
-  _globals['_CONNECTREQUEST']._serialized_end=777
-  _globals['_STREAMOPENREQUEST']._serialized_start=779
-  _globals['_STREAMOPENREQUEST']._serialized_end=850
-  _globals['_STREAMHANDLERREQUEST']._serialized_start=852
-  _globals['_STREAMHANDLERREQUEST']._serialized_end=928
-  _globals['_STREAMINFO']._serialized_start=930
-  _globals['_STREAMINFO']._serialized_end=991
-  _globals['_DHTREQUEST']._serialized_start=994
-  _globals['_DHTREQUEST']._serialized_end=1139
-  _globals['_DHTREQUEST_TYPE']._serialized_start=1100
-  _globals['_DHTREQUEST_TYPE']._serialized_end=1139
-  _globals['_DHTRESPONSE']._serialized_start=1142
-  _globals['_DHTRESPONSE']._serialized_end=1278
-  _globals['_DHTRESPONSE_TYPE']._serialized_start=1241
-  _globals['_DHTRESPONSE_TYPE']._serialized_end=1278
+  _globals['_REQUEST_TYPE']._serialized_end=390
+  _globals['_RESPONSE']._serialized_start=393
+  _globals['_RESPONSE']._serialized_end=685
+  _globals['_RESPONSE_TYPE']._serialized_start=660
+  _globals['_RESPONSE_TYPE']._serialized_end=685
+  _globals['_ERRORRESPONSE']._serialized_start=687
+  _globals['_ERRORRESPONSE']._serialized_end=719
+  _globals['_PEERINFO']._serialized_start=721
+  _globals['_PEERINFO']._serialized_end=762
+  _globals['_CONNECTREQUEST']._serialized_start=764
+  _globals['_CONNECTREQUEST']._serialized_end=832
+  _globals['_STREAMOPENREQUEST']._serialized_start=834
+  _globals['_STREAMOPENREQUEST']._serialized_end=905
+  _globals['_STREAMHANDLERREQUEST']._serialized_start=907
+  _globals['_STREAMHANDLERREQUEST']._serialized_end=983
+  _globals['_STREAMINFO']._serialized_start=985
+  _globals['_STREAMINFO']._serialized_end=1046
+  _globals['_DHTREQUEST']._serialized_start=1049
+  _globals['_DHTREQUEST']._serialized_end=1194
+  _globals['_DHTREQUEST_TYPE']._serialized_start=1155
+  _globals['_DHTREQUEST_TYPE']._serialized_end=1194
+  _globals['_DHTRESPONSE']._serialized_start=1197
+  _globals['_DHTRESPONSE']._serialized_end=1333
+  _globals['_DHTRESPONSE_TYPE']._serialized_start=1296
+  _globals['_DHTRESPONSE_TYPE']._serialized_end=1333
 # @@protoc_insertion_point(module_scope)

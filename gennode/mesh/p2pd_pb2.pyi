@@ -19,11 +19,13 @@ class Request(_message.Message):
         STREAM_OPEN: _ClassVar[Request.Type]
         STREAM_HANDLER: _ClassVar[Request.Type]
         DHT: _ClassVar[Request.Type]
+        LIST_PEERS: _ClassVar[Request.Type]
     IDENTIFY: Request.Type
     CONNECT: Request.Type
     STREAM_OPEN: Request.Type
     STREAM_HANDLER: Request.Type
     DHT: Request.Type
+    LIST_PEERS: Request.Type
     TYPE_FIELD_NUMBER: _ClassVar[int]
     CONNECT_FIELD_NUMBER: _ClassVar[int]
     STREAM_OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -37,7 +39,7 @@ class Request(_message.Message):
     def __init__(self, type: _Optional[_Union[Request.Type, str]] = ..., connect: _Optional[_Union[ConnectRequest, _Mapping]] = ..., stream_open: _Optional[_Union[StreamOpenRequest, _Mapping]] = ..., stream_handler: _Optional[_Union[StreamHandlerRequest, _Mapping]] = ..., dht: _Optional[_Union[DHTRequest, _Mapping]] = ...) -> None: ...
 
 class Response(_message.Message):
-    __slots__ = ("type", "error", "stream_info", "identify", "dht")
+    __slots__ = ("type", "error", "stream_info", "identify", "dht", "peers")
     class Type(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         OK: _ClassVar[Response.Type]
@@ -49,12 +51,14 @@ class Response(_message.Message):
     STREAM_INFO_FIELD_NUMBER: _ClassVar[int]
     IDENTIFY_FIELD_NUMBER: _ClassVar[int]
     DHT_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
     type: Response.Type
     error: ErrorResponse
     stream_info: StreamInfo
     identify: PeerInfo
     dht: DHTResponse
-    def __init__(self, type: _Optional[_Union[Response.Type, str]] = ..., error: _Optional[_Union[ErrorResponse, _Mapping]] = ..., stream_info: _Optional[_Union[StreamInfo, _Mapping]] = ..., identify: _Optional[_Union[PeerInfo, _Mapping]] = ..., dht: _Optional[_Union[DHTResponse, _Mapping]] = ...) -> None: ...
+    peers: _containers.RepeatedCompositeFieldContainer[PeerInfo]
+    def __init__(self, type: _Optional[_Union[Response.Type, str]] = ..., error: _Optional[_Union[ErrorResponse, _Mapping]] = ..., stream_info: _Optional[_Union[StreamInfo, _Mapping]] = ..., identify: _Optional[_Union[PeerInfo, _Mapping]] = ..., dht: _Optional[_Union[DHTResponse, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[PeerInfo, _Mapping]]] = ...) -> None: ...
 
 class ErrorResponse(_message.Message):
     __slots__ = ("message",)

@@ -60,6 +60,7 @@ class DaemonStream(asyncio.Protocol):
         self._on_header = on_header
         self._on_lost = on_lost
         self._peer: PeerId | None = None
+        self._remote = ""
         self._socket: asyncio.Transport | None = None
         self._early = bytearray()  # what came before `start`: the header, and what follows it
         self._on_data: Callable[[bytes], None] | None = None
@@ -67,9 +68,9 @@ class DaemonStream(asyncio.Protocol):
         self._lost: str | None = None
         self._paused = False
 
-    def begin(self, peer: PeerId) -> None:
-        """The header is read: the rest belongs to `peer`."""
-        self._peer = peer
+    def begin(self, peer: PeerId, remote: str) -> None:
+        """The header is read: the rest belongs to `peer`, at the address `remote`."""
+        self._peer, self._remote = peer, remote
 
     # What asyncio calls.
 
@@ -107,6 +108,10 @@ class DaemonStream(asyncio.Protocol):
         if self._peer is None:
             raise LocalError("a stream's peer is asked for before its header is read")
         return self._peer
+
+    @property
+    def remote(self) -> str:
+        return self._remote
 
     def start(self, on_data: Callable[[bytes], None], on_close: Callable[[str], None]) -> None:
         asyncio.get_running_loop().call_soon(self._deliver, on_data, on_close)

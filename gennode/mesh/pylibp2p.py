@@ -18,6 +18,7 @@ from gennode.mesh import multiaddr
 from gennode.mesh.daemon import check_free, socket_folder
 from gennode.mesh.pylibp2p_host import Host, cause_of
 from gennode.mesh.pylibp2p_stream import PyLibp2pStream
+from gennode.mesh.reach import is_relayed
 from gennode.mesh.transport import StreamHandler
 from gennode.wire.ids import PeerId
 from gennode.wire.signing import Key
@@ -124,14 +125,21 @@ class PyLibp2pTransport:
             raise NetworkError(self._down or "the transport is closed", hint="restart the node")
         return self._folder
 
-    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        way, peer = multiaddr.split_peer(address)
-        try:
-            await self._call(partial(self._alive().connect, way, peer), timeout_s)
-        except NetworkError as error:
-            hint = "is that peer running, its port open, and the id the one that it prints?"
-            raise NetworkError(f"can't reach {address}: {error}", hint=hint) from error
-        return peer
+    async def connect(self, *addresses: str, timeout_s: float) -> PeerId:
+        peer, ways = multiaddr.split_peers(addresses)
+        refusals = []
+        for way in sorted(ways, key=is_relayed):
+            try:
+                await self._call(partial(self._alive().connect, way, peer), timeout_s)
+            except NetworkError as error:
+                refusals.append(f"{way}: {error}")
+            else:
+                return peer
+        hint = "is that peer running, its port open, and the id the one that it prints?"
+        raise NetworkError(f"can't reach {peer} at {'; '.join(refusals)}", hint=hint)
+
+    async def direct_peers(self) -> frozenset[PeerId]:
+        return await self._call(self._alive().direct_peers, START_TIMEOUT_S)
 
     async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> PyLibp2pStream:
         multiaddr.peer_to_bytes(peer)  # RemoteError, before anybody is asked for it

@@ -184,6 +184,11 @@ class Host:
         await self._swarm.dial_addr(address, target)
         self._host.get_peerstore().add_addr(target, address, ADDRESS_LIFE_S)
 
+    async def direct_peers(self) -> frozenset[PeerId]:
+        """Whom we are connected to: this transport knows no relays."""
+        connected = list(self._swarm.connections)
+        return frozenset(multiaddr.peer_from_bytes(target.to_bytes()) for target in connected)
+
     async def open(self, peer: PeerId, protocol: str) -> PyLibp2pStream:
         """A new stream; a peer that we are not connected to is looked up in the DHT."""
         target = ID(multiaddr.peer_to_bytes(peer))
@@ -213,7 +218,7 @@ class Host:
             raise LocalError("py-libp2p made a stream of another kind than yamux")
         pump = Pump(stream, muxed, self._tell)
         peer = multiaddr.peer_from_bytes(stream.muxed_conn.peer_id.to_bytes())
-        return PyLibp2pStream(peer, pump, self._post), pump
+        return PyLibp2pStream(peer, _remote(stream), pump, self._post), pump
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
         with suppress(trio.RunFinishedError):  # all streams have ended by then
@@ -253,3 +258,12 @@ class Host:
     def _providers(self) -> ProviderStore:
         """Made anew each time: one that is kept answers from what it heard first, for ever."""
         return ProviderStore(self._host, self._routing)
+
+
+def _remote(stream: INetStream) -> str:
+    """Where the other end is, as a multiaddress; empty if the socket is gone already."""
+    where = stream.get_remote_address()
+    if where is None:
+        return ""
+    host, port = where
+    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"

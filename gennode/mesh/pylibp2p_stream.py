@@ -37,9 +37,10 @@ Post = Callable[..., None]
 class PyLibp2pStream:
     """The event loop's half; implements `gennode.mesh.transport.Stream`."""
 
-    def __init__(self, peer: PeerId, pump: Pump, post: Post) -> None:
+    def __init__(self, peer: PeerId, remote: str, pump: Pump, post: Post) -> None:
         """`post` calls into the trio thread."""
         self._peer = peer
+        self._remote = remote
         self._pump = pump
         self._post = post
         self._on_data: Callable[[bytes], None] | None = None
@@ -54,6 +55,10 @@ class PyLibp2pStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def remote(self) -> str:
+        return self._remote
 
     def start(self, on_data: Callable[[bytes], None], on_close: Callable[[str], None]) -> None:
         if self._on_data is not None:

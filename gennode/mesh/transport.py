@@ -19,6 +19,11 @@ class Stream(Protocol):
     def peer(self) -> PeerId:
         """Who is at the other end."""
 
+    @property
+    def remote(self) -> str:
+        """The multiaddress that the connection comes from or leads to; a relay's has
+        `/p2p-circuit` in it."""
+
     def start(self, on_data: Callable[[bytes], None], on_close: Callable[[str], None]) -> None:
         """Begin delivery. `on_close` is called once, with the reason, after the last data."""
 
@@ -52,8 +57,14 @@ class Transport(Protocol):
     def addresses(self) -> tuple[str, ...]:
         """Multiaddresses that others can dial, each ending in `/p2p/<our id>`."""
 
-    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        """Dial a multiaddress that ends in `/p2p/<peer id>`; NetworkError if nobody answers."""
+    async def connect(self, *addresses: str, timeout_s: float) -> PeerId:
+        """Dial one peer at any of its multiaddresses, which all end in `/p2p/<its id>`.
+
+        NetworkError if it answers at none of them, UsageError if they name no peer or several.
+        """
+
+    async def direct_peers(self) -> frozenset[PeerId]:
+        """Peers that we have a connection to that no relay carries."""
 
     async def open(self, peer: PeerId, protocol: str, *, timeout_s: float) -> Stream:
         """A new stream to a peer; NetworkError if it can't be reached or refuses."""
