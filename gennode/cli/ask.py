@@ -13,6 +13,7 @@ from gennode.cli.options import (
     sampling_options,
     state_option,
     tame_threads,
+    transport_option,
 )
 from gennode.cli.output import JSON_OPTION, note, print_json, progress, route_text, short
 from gennode.errors import NetworkError
@@ -22,6 +23,7 @@ from gennode.errors import NetworkError
 @click.argument("prompt")
 @model_option
 @bootstrap_option
+@transport_option
 @sampling_options
 @state_option
 @JSON_OPTION
@@ -82,7 +84,12 @@ def run_ask(
     async def ask() -> None:
         quiet = {"on_failover": on_failover} if not as_json else {}
         async with asking(
-            model, bootstrap, codec_name=how["codec"], progress=progress, **quiet
+            model,
+            bootstrap,
+            codec_name=how["codec"],
+            transport_name=how["transport"],
+            progress=progress,
+            **quiet,
         ) as asker:
             if as_json:
                 print_json(await asker.ask(prompt, sampling))

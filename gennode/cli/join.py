@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,8 +15,12 @@ from gennode.cli.options import (
     model_option,
     state_option,
     tame_threads,
+    transport_option,
 )
 from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_text
+
+if TYPE_CHECKING:
+    from gennode.node.transports import TransportName
 
 
 @click.command(name="join", short_help="Host layers of a model for the swarm.")
@@ -32,6 +37,7 @@ from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_te
 @bootstrap_option
 @memory_option
 @listen_options
+@transport_option
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option
@@ -45,6 +51,7 @@ def command(
     memory: int | None,
     host: str,
     port: int,
+    transport: TransportName,
     leash: bool,
     threads: int | None,
     state: Path,
@@ -81,6 +88,7 @@ def command(
         memory_bytes=memory,
         host=host,
         port=port,
+        transport_name=transport,
         leash=leash,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))

@@ -112,6 +112,17 @@ def listen_options(command: F) -> F:
     return command
 
 
+def transport_option(command: F) -> F:
+    """`--transport`: what carries the streams."""
+    return click.option(
+        "--transport",
+        type=click.Choice(["p2pd", "pylibp2p"]),
+        default="p2pd",
+        show_default=True,
+        help="p2pd is the libp2p daemon; pylibp2p needs none, and is slower.",
+    )(command)
+
+
 def sampling_options(command: F) -> F:
     """How tokens are chosen."""
     for option in (

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gennode.cli.options import model_option, sampling_options, state_option
+from gennode.cli.options import (
+    model_option,
+    sampling_options,
+    state_option,
+    transport_option,
+)
 from gennode.cli.output import JSON_OPTION, note, print_json, spans_text
 from gennode.errors import NetworkError
 
@@ -89,6 +94,7 @@ def up(
 @command.command()
 @click.argument("prompt")
 @model_option
+@transport_option
 @sampling_options
 @state_option
 @JSON_OPTION

@@ -21,6 +21,7 @@ from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
 from gennode.node.running import running
 from gennode.node.state import hash_cache
+from gennode.node.transports import TransportName
 from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import SEED_BYTES, Key
@@ -123,6 +124,7 @@ async def asking(
     bootstrap: Sequence[str],
     *,
     codec_name: CodecName = "int8-outlier",
+    transport_name: TransportName = "p2pd",
     on_failover: Callable[[Failover], None] = lambda _failover: None,
     progress: ShowProgress = unwatched,
 ) -> AsyncIterator[Asker]:
@@ -134,6 +136,7 @@ async def asking(
     async with running(
         Key(os.urandom(SEED_BYTES)),
         codec_name=codec_name,
+        transport_name=transport_name,
         on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
     ) as started:
         node = started.node

@@ -16,11 +16,11 @@ import psutil
 from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.errors import ResourceError, UsageError
-from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
+from gennode.node.transports import TransportName
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
@@ -46,6 +46,7 @@ class JoinOptions:
     host: str
     port: int
     leash: bool = False
+    transport_name: TransportName = "p2pd"
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -75,7 +76,12 @@ async def join(
         worker = _worker(folder, options)
         async with (
             _stoppable(leash=options.leash) as stop,
-            running(key, host=options.host, port=options.port) as started,
+            running(
+                key,
+                host=options.host,
+                port=options.port,
+                transport_name=options.transport_name,
+            ) as started,
         ):
             node = started.node
             await node.bootstrap(options.bootstrap)
@@ -149,8 +155,7 @@ def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
         capacity * cache_bytes(shape, sessions=PLANNED_SESSIONS, positions=positions),
     )
     engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache)
-    limits = HopLimits(max_positions=shape.max_positions)
-    return Worker(engine, shape.layers, capacity, limits)
+    return Worker(engine, shape.layers, capacity, shape.max_positions)
 
 
 async def _settle(
