@@ -30,7 +30,8 @@ MAX_REQUESTS = 64  # streams that are being answered
 DIAL_PAUSE_S = 5.0  # between two dials for one peer, so that nobody scans ports through us
 MAX_REMEMBERED = 1024
 
-# A libp2p listener answers this greeting with the same: https://github.com/multiformats/multistream-select
+# A libp2p listener answers this greeting with the same:
+# https://github.com/multiformats/multistream-select
 _GREETING = b"\x13/multistream/1.0.0\n"
 
 Dial = Callable[[str, int], Awaitable[bool]]
@@ -53,12 +54,19 @@ async def dial(host: str, port: int) -> bool:
 
 
 class Observer:
-    """Tells peers how we see them. `tasks` holds what it dials for them."""
+    """Tells peers how we see them. `tasks` holds what it dials; `clock_s`: since the epoch."""
 
-    def __init__(self, transport: Transport, tasks: asyncio.TaskGroup, dial: Dial = dial) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        tasks: asyncio.TaskGroup,
+        dial: Dial = dial,
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
         self._transport = transport
         self._tasks = tasks
         self._dial = dial
+        self._clock_s = clock_s
         self._dialled_s: dict[PeerId, float] = {}  # when last for each peer, oldest first
         self._dials = self._requests = 0
 
@@ -117,7 +125,7 @@ class Observer:
         self._say(stream, Dialled.REACHED if reached else Dialled.NOT_REACHED)
 
     def _say(self, stream: Stream, dialled: Dialled) -> None:
-        answer = Answer(dialled, time.time_ns() // 1_000_000, stream.remote)
+        answer = Answer(dialled, int(self._clock_s() * 1000), stream.remote)
         stream.write(pack_answer(answer))
         stream.close()
 
