@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 # Two processes, each test file whole in one: files share swarms of processes between tests.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: help setup demo simulate test lint bench
+.PHONY: help setup demo simulate natlab test lint bench
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo: setup ## a swarm on this machine answers, and survives a kill
 
 simulate: setup ## seeded stories of failing swarms, faster than life
 	$(BIN)/gennode simulate
+
+natlab: setup ## a small internet with routers of several kinds, until Ctrl-C; needs root
+	$(BIN)/python -m localnet.natlab up
 
 test: lint ## everything that a change must pass
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

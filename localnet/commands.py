@@ -72,10 +72,11 @@ def execute(name: str, command: tuple[str, ...]) -> None:
 
 
 @natlab.command()
-def down() -> None:
-    """End the labs that `up` holds on this machine, and remove what dead ones left."""
+@click.argument("name", default="")
+def down(name: str) -> None:
+    """End the labs that `up` holds, or that with a host NAME; remove what dead ones left."""
     matches = map(_OF_A_LAB.fullmatch, namespaces.names("natlab-"))
-    for pid in {int(match[1]) for match in matches if match}:
+    for pid in {int(match[1]) for match in matches if match and name in {"", match[2]}}:
         with suppress(ProcessLookupError):
             if _is_up(pid):
                 os.kill(pid, signal.SIGTERM)

@@ -54,13 +54,15 @@ def available() -> str:
 
 
 def owner(pid: int) -> str:
-    """A name that no other process has had or will have; empty if there is no process `pid`."""
+    """A name that no other process has had or will have; empty if `pid` is none or has ended."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    # proc(5): the start is the 22nd field; the second, in brackets, may hold spaces and brackets.
-    return f"{pid}.{status.rpartition(')')[2].split()[19]}"
+    # proc(5): the state is the third field and the start the 22nd; the second, in brackets, may
+    # hold spaces and brackets.
+    state, *more = status.rpartition(")")[2].split()
+    return "" if state in "ZX" else f"{pid}.{more[18]}"
 
 
 def names(prefix: str) -> list[str]:
@@ -102,10 +104,17 @@ def end_processes(namespaces: Sequence[str]) -> None:
 
 def remove(namespaces: Sequence[str]) -> None:
     """End all that runs in `namespaces`, and remove those of them that exist."""
-    there = [name for name in namespaces if (_NAMESPACES / name).exists()]
-    end_processes(there)
-    if there:
-        batch("", [f"netns del {name}" for name in there])
+    end_processes(_existing(namespaces))
+    for name in _existing(namespaces):
+        try:
+            run(["ip", "netns", "del", name])
+        except NetworkError:
+            if _existing([name]):  # else somebody else swept at the same time
+                raise
+
+
+def _existing(namespaces: Sequence[str]) -> list[str]:
+    return [name for name in namespaces if (_NAMESPACES / name).exists()]
 
 
 def _signal_all(namespaces: Sequence[str], number: int) -> bool:

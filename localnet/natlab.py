@@ -97,8 +97,8 @@ class Lab:
         self.sweep()
         with ExitStack() as exits:  # a failure on the way up takes down what was built
             exits.enter_context(_sigterm_raises())
-            exits.callback(self._remove)
             self._internet = exits.enter_context(_internet())
+            exits.callback(self._remove)
             self._build(self._internet)
             self._exits = exits.pop_all()
         return self
