@@ -16,22 +16,29 @@ from safetensors import SafetensorError, safe_open
 
 from gennode.engine.config import LlamaConfig, parse_config, parse_end_tokens
 from gennode.engine.hashing import Progress, hash_files
+from gennode.engine.layout import (
+    CONFIG,
+    INDEX,
+    MAX_CONFIG_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_INDEX_BYTES,
+    MAX_TOKENIZER_BYTES,
+    OPTIONAL,
+    SINGLE,
+    TOKENIZER,
+    parse_index,
+    read_config,
+    tensor_places,
+)
+from gennode.engine.shelf import FolderShelf, PartialFolder, is_partial
 from gennode.errors import LocalError, ModelError
-from gennode.wire.manifest import Manifest, ManifestFile, ModelShape
+from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, ModelShape
 
 BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
 MANIFEST = "manifest.json"
 
-MAX_CONFIG_BYTES = 1024 * 1024  # published ones are below 100 KiB
-MAX_INDEX_BYTES = 32 * 1024 * 1024  # 91,000 tensors, the most yet published, take 9 MB
-MAX_TOKENIZER_BYTES = 128 * 1024 * 1024  # a vocabulary of 262,144 takes 33 MB
-MAX_MANIFEST_BYTES = 32 * 1024 * 1024  # 67 bytes per 4 MiB: two terabytes of weights
-MAX_HEADER_BYTES = 16 * 1024 * 1024  # some 130 bytes a tensor: over 100,000 in one file
 
 _BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models"
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_OPTIONAL = ("chat_template.jinja", "generation_config.json", "tokenizer_config.json")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _DTYPES = ("F32", "BF16", "F16")
 _AGAIN = "download the model again"
@@ -39,13 +46,17 @@ _AGAIN = "download the model again"
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A checked folder. `tensors`: the file that holds each tensor; see `read`."""
+    """A checked folder. `tensors`: the file that holds each tensor that is here; see `read`.
+
+    `shelf`: the folder's chunks, for peers that want them.
+    """
 
     path: Path
     config: LlamaConfig
     manifest: Manifest
     end_tokens: frozenset[int]
     tensors: Mapping[str, str]
+    shelf: FolderShelf | PartialFolder
 
     def read(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
@@ -59,6 +70,9 @@ class ModelFolder:
         start = 0
         for name, shape in shapes.items():
             file = self.tensors.get(name)
+            if file is None and isinstance(self.shelf, PartialFolder):
+                raise ModelError(f"{self.path} has only a part of the model, without {name}",
+                                 hint="fetch those layers first")  # fmt: skip
             if file is None:
                 raise _missing(name)
             with _open_tensors(self.path / file) as tensors:
@@ -114,12 +128,15 @@ def open_model(
     """Check a folder in Hugging Face format and hash it.
 
     `progress` is told of the bytes hashed; `cache` is a folder that remembers hashes. Where
-    the folder has a manifest.json, every file must be as it says. Raises ModelError.
+    the folder has a manifest.json, every file must be as it says. A folder that is filled from
+    peers is taken with the tensors that it has. Raises ModelError.
     """
     if not path.is_dir():
         raise ModelError(f"there is no model folder {path}", hint="check the path")
     folder = path.resolve()
     try:
+        if is_partial(folder):
+            return _open_partial(folder)
         return _open_model(folder, progress, cache)
     except OSError as error:
         raise ModelError(
@@ -131,23 +148,23 @@ def open_model(
 def read_shape(path: Path) -> ModelShape:
     """The sizes that a model folder's config.json states, without a look at its weights."""
     try:
-        data = _read_small(path, "config.json", MAX_CONFIG_BYTES)
+        data = _read_small(path, CONFIG, MAX_CONFIG_BYTES)
     except OSError as error:
-        raise ModelError(f"{path}/config.json can't be read: {error.strerror}",
+        raise ModelError(f"{path}/{CONFIG} can't be read: {error.strerror}",
                          hint="check the path") from error  # fmt: skip
-    return parse_config(data, "config.json").shape
+    return parse_config(data, CONFIG).shape
 
 
 def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> ModelFolder:
-    config = parse_config(_read_small(folder, "config.json", MAX_CONFIG_BYTES), "config.json")
+    config = parse_config(_read_small(folder, CONFIG, MAX_CONFIG_BYTES), CONFIG)
     placed = _place_tensors(folder)
-    _inside(folder, "tokenizer.json", MAX_TOKENIZER_BYTES)
-    optional = [name for name in _OPTIONAL if (folder / name).exists()]
+    _inside(folder, TOKENIZER, MAX_TOKENIZER_BYTES)
+    optional = [name for name in OPTIONAL if (folder / name).exists()]
     for name in optional:
         _inside(folder, name, MAX_CONFIG_BYTES)
-    names = {"config.json", "tokenizer.json", *optional, *placed.values()}
-    if (folder / _INDEX).exists():
-        names.add(_INDEX)
+    names = {CONFIG, TOKENIZER, *optional, *placed.values()}
+    if (folder / INDEX).exists():
+        names.add(INDEX)
     stated = _read_manifest(folder) if (folder / MANIFEST).exists() else None
     if stated:
         names.update(file.name for file in stated.files)
@@ -156,14 +173,43 @@ def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> 
     manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
     if stated:
         _compare(stated, manifest)
-    _check_tensors(folder, config, placed)
+    _check_tensors(folder, _promised(config), placed)
+    end_tokens = _end_tokens(folder, config, has_preference="generation_config.json" in names)
+    shelf = FolderShelf(folder, manifest)
+    return ModelFolder(folder, config, manifest, end_tokens, MappingProxyType(placed), shelf)
+
+
+def _open_partial(folder: Path) -> ModelFolder:
+    """What peers gave was checked chunk by chunk; here only its meaning is."""
+    shelf = PartialFolder.open(folder)
+    manifest = shelf.manifest
+    config = read_config(manifest, shelf.read_bytes)
+    if config is None:
+        raise ModelError(f"{folder} lacks {CONFIG}", hint="fetch the model again")
+    placed = tensor_places(manifest, shelf.read_bytes, shelf.has_bytes)
+    _check_tensors(folder, _promised(config, placed), placed)
+    preferred = any(place.file == "generation_config.json" for place in shelf.held)
+    end_tokens = _end_tokens(folder, config, has_preference=preferred)
+    return ModelFolder(folder, config, manifest, end_tokens, MappingProxyType(placed), shelf)
+
+
+def _promised(
+    config: LlamaConfig, placed: Mapping[str, str] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes that a config promises; with `placed`, only of tensors in there."""
+    shapes = dict(config.owner_tensors())
+    for layer in range(config.num_hidden_layers):
+        shapes.update(config.layer_tensors(layer))
+    return {name: shape for name, shape in shapes.items() if placed is None or name in placed}
+
+
+def _end_tokens(folder: Path, config: LlamaConfig, *, has_preference: bool) -> frozenset[int]:
     end_tokens = config.eos_token_id
-    if "generation_config.json" in names:
+    if has_preference:
         data = _read_small(folder, "generation_config.json", MAX_CONFIG_BYTES)
         preferred = parse_end_tokens(data, "generation_config.json")
         end_tokens = end_tokens if preferred is None else preferred
-    listed = [end_tokens] if isinstance(end_tokens, int) else end_tokens or []
-    return ModelFolder(folder, config, manifest, frozenset(listed), MappingProxyType(placed))
+    return frozenset([end_tokens] if isinstance(end_tokens, int) else end_tokens or [])
 
 
 def _inside(folder: Path, name: str, max_bytes: int | None = None) -> Path:
@@ -187,33 +233,23 @@ def _read_small(folder: Path, name: str, max_bytes: int) -> bytes:
     return _inside(folder, name, max_bytes).read_bytes()
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
-
-
 def _place_tensors(folder: Path) -> dict[str, str]:
     """Which file holds each tensor, from the index if there is one."""
-    if (folder / _INDEX).exists():
-        try:
-            index = msgspec.json.decode(_read_small(folder, _INDEX, MAX_INDEX_BYTES), type=_Index)
-        except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
-            raise ModelError(f"{_INDEX} is malformed: {error}", hint=_AGAIN) from error
-        for file in set(index.weight_map.values()):
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise ModelError(f"{_INDEX} names {file[:128]!r}, which is no file of the folder",
-                                 hint="don't use this model: its index is not honest")  # fmt: skip
+    if (folder / INDEX).exists():
+        placed = parse_index(_read_small(folder, INDEX, MAX_INDEX_BYTES))
+        for file in set(placed.values()):
             _inside(folder, file)
-        return index.weight_map
-    if (folder / _SINGLE).exists():
-        with _open_tensors(_inside(folder, _SINGLE)) as file:
-            return dict.fromkeys(file.keys(), _SINGLE)
+        return placed
+    if (folder / SINGLE).exists():
+        with _open_tensors(_inside(folder, SINGLE)) as file:
+            return dict.fromkeys(file.keys(), SINGLE)
     if any(entry.suffix in _PICKLED for entry in folder.iterdir()):
         raise ModelError(
             f"{folder} has only pickled weights, which can run any code when they are read",
             hint="convert them to safetensors with the tool that made them, on a machine that "
             "holds nothing of value, or find a copy in that format",
         )
-    raise ModelError(f"{folder} lacks {_SINGLE}", hint="download the missing file")
+    raise ModelError(f"{folder} lacks {SINGLE}", hint="download the missing file")
 
 
 def _open_tensors(path: Path) -> safe_open:
@@ -234,11 +270,10 @@ def _open_tensors(path: Path) -> safe_open:
         ) from error
 
 
-def _check_tensors(folder: Path, config: LlamaConfig, placed: Mapping[str, str]) -> None:
-    """That each tensor of the model is where it should be, in the shape the config implies."""
-    shapes = dict(config.owner_tensors())
-    for layer in range(config.num_hidden_layers):
-        shapes.update(config.layer_tensors(layer))
+def _check_tensors(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], placed: Mapping[str, str]
+) -> None:
+    """That each of these tensors is where it should be, in the shape the config implies."""
     missing = [name for name in shapes if name not in placed]
     if missing:
         raise _missing(missing[0])

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import msgspec
 
+from gennode.errors import RemoteError
 from gennode.wire.ids import LayerIndex, ModelId
 
 CHUNK_BYTES = 4 * 1024 * 1024
+MAX_MANIFEST_BYTES = 32 * 1024 * 1024  # 67 bytes per 4 MiB: two terabytes of weights
 MAX_FILE_CHUNKS = 1 << 18  # files of 1 TiB; the largest published shards have some 50 GB
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
@@ -58,9 +60,40 @@ class Manifest(msgspec.Struct, frozen=True):
     files: Annotated[tuple[ManifestFile, ...], msgspec.Meta(max_length=4096)]
 
     @property
-    def model(self) -> ModelId:
-        """Hex SHA-256 of the canonical encoding (msgpack, files in name order)."""
+    def canonical(self) -> bytes:
+        """The encoding that is hashed and sent: msgpack, files in name order."""
         ordered = msgspec.structs.replace(
             self, files=tuple(sorted(self.files, key=lambda file: file.name))
         )
-        return ModelId(hashlib.sha256(msgspec.msgpack.encode(ordered, order="sorted")).hexdigest())
+        return msgspec.msgpack.encode(ordered, order="sorted")
+
+    @property
+    def model(self) -> ModelId:
+        """Hex SHA-256 of the canonical encoding."""
+        return ModelId(hashlib.sha256(self.canonical).hexdigest())
+
+
+def chunk_sizes(file: ManifestFile) -> tuple[int, ...]:
+    """Bytes of each chunk of a file; all but the last are whole."""
+    whole, rest = divmod(file.size_bytes, CHUNK_BYTES)
+    return (CHUNK_BYTES,) * whole + ((rest,) if rest else ())
+
+
+def parse_manifest(data: bytes, model: ModelId) -> Manifest:
+    """The manifest that a peer sent for a model id; RemoteError if it is not that one.
+
+    The hash is checked before anything is decoded. It binds the sender to the id and not to
+    the truth, so sizes, names and chunk counts are checked as well.
+    """
+    if len(data) > MAX_MANIFEST_BYTES or hashlib.sha256(data).hexdigest() != model:
+        raise RemoteError(f"a manifest of {len(data)} bytes is not that of the model asked for")
+    try:
+        manifest = msgspec.msgpack.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteError(f"malformed manifest: {error}") from error
+    if len({file.name for file in manifest.files}) != len(manifest.files):
+        raise RemoteError("a manifest names a file twice")
+    for file in manifest.files:
+        if len(file.chunks) != -(-file.size_bytes // CHUNK_BYTES):
+            raise RemoteError(f"a manifest's {file.name} has chunks that don't fit its size")
+    return manifest

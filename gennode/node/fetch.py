@@ -1,0 +1,251 @@
+"""Weights from the swarm: who has them, fetching just what a span needs, and passing them on."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import platformdirs
+
+from gennode.engine.layout import needed
+from gennode.engine.shelf import MANIFEST, PartialFolder
+from gennode.errors import GennodeError, NetworkError, RemoteError
+from gennode.mesh.blob_fetch import OnBreach, fetch_chunks
+from gennode.mesh.blob_server import BlobServer, Shelf
+from gennode.mesh.blob_stream import ask_manifest
+from gennode.mesh.blobs import MAX_SOURCES, PROTOCOL
+from gennode.mesh.transport import Stream
+from gennode.node.live import LiveNode, rendezvous_key
+from gennode.node.progress import ShowProgress, unwatched
+from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.manifest import Manifest
+from gennode.wire.messages import Announcement
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 10.0
+FIND_TIMEOUT_S = 10.0
+PROVIDERS_WANTED = 16
+PROVIDE_INTERVAL_S = 3600.0  # the DHT forgets after a day
+PROVIDE_RETRY_S = 60.0
+ROUNDS = 8  # files that name files: config and index, a header's start, its rest, the tensors
+
+
+def is_model_id(text: str) -> bool:
+    """Whether a model is named by the hash of its manifest, and so can come from peers."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
+def weights_folder(model: ModelId) -> Path:
+    """Where a model's weights from peers are kept, for all nodes of this user."""
+    return platformdirs.user_cache_path("gennode") / "weights" / model
+
+
+def weights_key(model: ModelId, layer: int) -> bytes:
+    """The DHT key under which peers with a layer's weights can be found (32 bytes)."""
+    return hashlib.sha256(f"gennode/weights/{model}/{layer}".encode()).digest()
+
+
+async def fetch_span(
+    node: LiveNode,
+    model: ModelId,
+    span: Span | None,
+    *,
+    owner: bool = False,
+    folder: Path,
+    progress: ShowProgress = unwatched,
+    local: Sequence[Shelf] = (),
+    on_breach: OnBreach = lambda _peer, _reason: None,
+) -> Path:
+    """Fetch what a span of layers, or an owner, needs of a model into `folder`; that folder.
+
+    What is there already is kept, and hashed again if it may have changed. Chunks that `local`
+    shelves hold, such as those of an older version, are copied from there. NetworkError if
+    peers lack some of it, ResourceError if the disk does, ModelError if the model makes no
+    sense. `on_breach` is told once of each source that lied.
+    """
+    sources = await find_sources(node, model, span)
+    manifest = await fetch_manifest(node, model, folder=folder, sources=sources)
+    partial = await asyncio.to_thread(PartialFolder.create, folder, manifest)
+    liars: set[PeerId] = set()
+
+    def breach(peer: PeerId, reason: str) -> None:
+        liars.add(peer)
+        on_breach(peer, reason)
+
+    for _ in range(ROUNDS):
+        positions = await asyncio.to_thread(needed, manifest, partial.read_bytes, span, owner=owner)
+        missing = await asyncio.to_thread(partial.want, positions)
+        missing = await asyncio.to_thread(_copy, missing, local, partial)
+        if not missing:
+            await asyncio.to_thread(partial.flush)
+            return folder
+        honest = [peer for peer in sources if peer not in liars]
+        with progress("fetching weights", unit="bytes") as report:
+            keep = _counting(partial.keep, sum(missing.values()), report)
+            try:
+                await fetch_chunks(
+                    lambda peer: _reach(node, peer), honest, model, missing, keep,
+                    on_breach=breach,
+                )  # fmt: skip
+            finally:
+                await asyncio.shield(asyncio.to_thread(partial.flush))
+    raise RemoteError(f"model {model} needs ever more files", hint="don't use this model")
+
+
+async def fetch_manifest(
+    node: LiveNode, model: ModelId, *, folder: Path, sources: Sequence[PeerId] | None = None
+) -> Manifest:
+    """A model's manifest, from `folder` if it is there, else from peers; NetworkError if none
+    has it."""
+    if (folder / MANIFEST).exists():
+        return (await asyncio.to_thread(PartialFolder.open, folder, model)).manifest
+    if sources is None:
+        sources = await find_sources(node, model, None)
+    for peer in sources:
+        try:
+            found = await ask_manifest(await _reach(node, peer), model)
+        except NetworkError as error:
+            log.info("source_lost peer=%s why=%s", peer, error)
+        except RemoteError as error:
+            log.warning("peer_misbehaved peer=%s why=%s", peer, error)
+        else:
+            if found is not None:
+                return found
+    raise NetworkError(
+        f"none of {len(sources)} peers has the model {model[:12]}…",
+        hint="check the id, and that --bootstrap leads to a swarm that serves this model",
+    )
+
+
+async def find_sources(node: LiveNode, model: ModelId, span: Span | None) -> list[PeerId]:
+    """Whom to ask for weights, best first: who announces the span's layers, who announces the
+    model, then who left a record in the DHT."""
+    own = node.machine.peer
+    hosts = [seen for seen in node.live() if _hosted(seen, model) and seen.peer != own]
+    hosts.sort(key=lambda seen: -_overlap(_hosted(seen, model), span))
+    found = dict.fromkeys(seen.peer for seen in hosts)
+    keys = [weights_key(model, span.start)] if span else []
+    for key in [*keys, rendezvous_key(model)]:
+        if len(found) >= MAX_SOURCES:
+            break
+        try:
+            providers = await node.transport.find_providers(
+                key, limit=PROVIDERS_WANTED, timeout_s=FIND_TIMEOUT_S
+            )
+        except NetworkError as error:
+            log.info("rendezvous: %s", error)
+            continue
+        found |= dict.fromkeys(peer for peer in providers if peer != own)
+    return list(found)
+
+
+@asynccontextmanager
+async def sharing(node: LiveNode) -> AsyncIterator[Sharing]:
+    """Pass weights on to other peers while the context lasts."""
+    async with BlobServer(node.transport) as server, asyncio.TaskGroup() as group:
+        shared = Sharing(node, server, group)
+        try:
+            yield shared
+        finally:
+            shared.end()
+
+
+class Sharing:
+    """What this node passes on; see `sharing`."""
+
+    def __init__(self, node: LiveNode, server: BlobServer, group: asyncio.TaskGroup) -> None:
+        self._node = node
+        self._server = server
+        self._group = group
+        self._records: dict[ModelId, asyncio.Task[None]] = {}
+
+    def add(self, shelf: Shelf, layers: Iterable[int]) -> None:
+        """Serve a model's chunks; `layers` are those whose weights are all here."""
+        self._server.add(shelf)
+        if (known := self._records.pop(shelf.model, None)) is not None:
+            known.cancel()
+        keys = [weights_key(shelf.model, layer) for layer in layers]
+        self._records[shelf.model] = self._group.create_task(self._keep_records(keys))
+
+    def remove(self, model: ModelId) -> None:
+        """Serve a model no more; its records in the DHT run out by themselves."""
+        self._server.remove(model)
+        if (known := self._records.pop(model, None)) is not None:
+            known.cancel()
+
+    def end(self) -> None:
+        """Leave no task behind."""
+        for model in list(self._records):
+            self.remove(model)
+
+    async def _keep_records(self, keys: Sequence[bytes]) -> None:
+        while True:
+            pause_s = PROVIDE_INTERVAL_S
+            for key in keys:
+                try:
+                    await self._node.transport.provide(key)
+                except NetworkError as error:  # a hint only: the directory is the better source
+                    log.info("weights_record: %s", error)
+                    pause_s = PROVIDE_RETRY_S
+            await asyncio.sleep(pause_s)
+
+
+async def _reach(node: LiveNode, peer: PeerId) -> Stream:
+    """A blob stream to a peer, by the addresses that it announces if need be."""
+    for address in next((seen.addresses for seen in node.live() if seen.peer == peer), ())[:4]:
+        try:
+            await node.transport.connect(address, timeout_s=OPEN_TIMEOUT_S)
+            break
+        except GennodeError as error:  # its text may be no address at all
+            log.info("source %s at %s: %s", peer, address, error)
+    return await node.transport.open(peer, PROTOCOL, timeout_s=OPEN_TIMEOUT_S)
+
+
+def _hosted(seen: Announcement, model: ModelId) -> tuple[Span, ...]:
+    hosting = seen.hosting_of(model)
+    return hosting.spans if hosting else ()
+
+
+def _overlap(spans: Iterable[Span], span: Span | None) -> int:
+    """How many layers of `span` are among `spans`."""
+    wanted = span or Span(0, 0)
+    shared = (min(each.end, wanted.end) - max(each.start, wanted.start) for each in spans)
+    return sum(max(0, layers) for layers in shared)
+
+
+def _copy(
+    missing: dict[str, int], local: Sequence[Shelf], partial: PartialFolder
+) -> dict[str, int]:
+    """Take what local shelves have; what is still missing."""
+    left = {}
+    for chunk, size_bytes in missing.items():
+        for shelf in local:
+            data = shelf.read(chunk)
+            if data is not None and hashlib.sha256(data).hexdigest() == chunk:
+                partial.keep(chunk, data)
+                break
+        else:
+            left[chunk] = size_bytes
+    return left
+
+
+def _counting(
+    keep: Callable[[str, bytes], None], total_bytes: int, report: Callable[[int, int], None]
+) -> Callable[[str, bytes], None]:
+    """`keep`, with a report after each chunk."""
+    done_bytes = 0
+    report(0, total_bytes)
+
+    def counted(chunk: str, data: bytes) -> None:
+        nonlocal done_bytes
+        keep(chunk, data)
+        done_bytes += len(data)
+        report(min(done_bytes, total_bytes), total_bytes)
+
+    return counted
