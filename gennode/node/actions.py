@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gennode.engine.seam import States
 from gennode.errors import GennodeError
 from gennode.wire.frames import Buffer
-from gennode.wire.ids import Hop, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import CodecName, Message
 
 
@@ -32,6 +32,7 @@ class HopKey:
 class OpenJob:
     """Load what is missing of `span`, then begin a sequence."""
 
+    model: ModelId
     key: HopKey
     attempt: int
     span: Span
@@ -42,6 +43,7 @@ class OpenJob:
 class StepJob:
     """Decode a frame, push it through the layers, encode what comes out."""
 
+    model: ModelId
     key: HopKey
     attempt: int
     number: int
@@ -57,6 +59,7 @@ class StepJob:
 class CloseJob:
     """Free a sequence."""
 
+    model: ModelId
     key: HopKey
 
 

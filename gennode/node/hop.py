@@ -3,6 +3,9 @@
 Everything a hop does is idempotent on (attempt, step number, position): a repeated frame is
 dropped, a late one of an older attempt is ignored, and a step that starts before the end of
 what is cached cuts the cache first.
+
+A worker may host several models. A session is bound to one of them from its first Open on: no
+hop lets it go over to another, so no answer mixes two versions.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from gennode.errors import GennodeError, RemoteError
+from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
+from gennode.node.retained import Retained
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import (
@@ -30,39 +34,30 @@ IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is go
 ORPHAN_S = 10.0  # an owner whose link broke may still come back
 
 
+MAX_SESSIONS = 16  # each has a cache in every layer
+
+
 @dataclass(frozen=True)
 class HopLimits:
-    """What one worker takes on."""
+    """What one worker takes on, over all models."""
 
-    max_sessions: int = 16
+    max_sessions: int = MAX_SESSIONS
     max_sessions_of_one_owner: int = 8
-    max_positions: int = 32_768
     retained_bytes: int = 512 * 1024 * 1024
     """Output frames kept for replays, over all sessions."""
     queued_bytes: int = 256 * 1024 * 1024
     """Input frames that wait for the engine, over all sessions."""
 
 
-@dataclass
-class _Retained:
-    """Output frames in position order: what the next hop is rebuilt from when it dies."""
+@dataclass(frozen=True)
+class HostedModel:
+    """What hops need to know of a model. `can_host`: whether a span is loaded or still may be."""
 
-    frames: list[StepJob] = field(default_factory=list)
-    size_bytes: int = 0
-    complete: bool = True
-
-    def add(self, frame: StepJob) -> None:
-        while self.frames and self.frames[-1].position >= frame.position:
-            self.size_bytes -= len(self.frames.pop().payload)
-        self.frames.append(frame)
-        self.size_bytes += len(frame.payload)
-
-    def drop(self) -> None:
-        self.frames, self.size_bytes, self.complete = [], 0, False
-
-    def covers(self, positions: int) -> bool:
-        end = self.frames[-1].position + self.frames[-1].rows if self.frames else 0
-        return self.complete and end >= positions
+    model: ModelId
+    layers: int
+    dim: int
+    max_positions: int
+    can_host: Callable[[Span], bool]
 
 
 @dataclass
@@ -77,7 +72,7 @@ class _Hosted:
     received: int = -1  # highest step of this attempt
     passed: int = -1  # highest step of this attempt that was passed on
     queued_rows: int = 0  # of this attempt, waiting for the engine
-    retained: _Retained = field(default_factory=_Retained)
+    retained: Retained = field(default_factory=Retained)
 
     @property
     def span(self) -> Span:
@@ -95,23 +90,11 @@ class _Hosted:
 class HopMachine:
     """Every session that passes through this worker. Sans-IO: returns what to send and run."""
 
-    def __init__(
-        self,
-        peer: PeerId,
-        *,
-        model: ModelId,
-        layers: int,
-        dim: int,
-        limits: HopLimits,
-        can_host: Callable[[Span], bool],
-    ) -> None:
-        """`can_host` tells whether a span is loaded or may still be loaded."""
+    def __init__(self, peer: PeerId, limits: HopLimits) -> None:
         self._peer = peer
-        self._model = model
-        self._layers = layers
-        self._dim = dim
         self._limits = limits
-        self._can_host = can_host
+        self._models: dict[ModelId, HostedModel] = {}
+        self._retired: set[ModelId] = set()
         self._hosted: dict[HopKey, _Hosted] = {}
         self._queued_bytes = 0
 
@@ -119,6 +102,28 @@ class HopMachine:
     def sessions(self) -> int:
         """Sessions that pass through here now."""
         return len({key.session for key in self._hosted})
+
+    def sessions_of(self, model: ModelId) -> int:
+        """Those of them that run on one model."""
+        hosted = self._hosted.items()
+        return len({key.session for key, one in hosted if one.opened.model == model})
+
+    def host(self, model: HostedModel) -> None:
+        """Take sessions of a model from now on."""
+        self._models[model.model] = model
+        self._retired.discard(model.model)
+
+    def retire(self, model: ModelId) -> None:
+        """Refuse new sessions of a model; those that run go on until they end."""
+        if model in self._models:
+            self._retired.add(model)
+
+    def drop(self, model: ModelId) -> None:
+        """Forget a model; LocalError while sessions of it run."""
+        if self.sessions_of(model):
+            raise LocalError(f"sessions of model {model[:12]} still run", hint="retire it first")
+        self._models.pop(model, None)
+        self._retired.discard(model)
 
     def receive(
         self, sender: PeerId, message: Open | Step | Ping | Close, payload: bytes, now_s: float
@@ -142,8 +147,8 @@ class HopMachine:
             self._queued_bytes -= len(job.payload)
         hosted = self._hosted.get(job.key)
         if hosted is None:
-            return [Run(CloseJob(job.key))] if isinstance(job, OpenJob) else []
-        if job.attempt != hosted.opened.attempt:
+            return [Run(CloseJob(job.model, job.key))] if isinstance(job, OpenJob) else []
+        if (job.attempt, job.model) != (hosted.opened.attempt, hosted.opened.model):
             return []
         if isinstance(job, StepJob):
             hosted.queued_rows -= job.rows
@@ -181,7 +186,7 @@ class HopMachine:
         hop = self._own_hop(message)
         key = HopKey(message.session, hop.span.start)
         hosted = self._hosted.get(key)
-        if hosted is not None:
+        if hosted is not None and hosted.opened.model == message.model:
             if hosted.owner != sender:
                 raise RemoteError("a session can be opened by its owner alone")
             hosted.heard_s = now_s
@@ -193,13 +198,13 @@ class HopMachine:
         if reason:
             return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
         self._hosted[key] = _Hosted(sender, message, heard_s=now_s)
-        return [Run(OpenJob(key, message.attempt, hop.span, message.max_positions))]
+        job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions)
+        return [Run(job)]
 
     def _own_hop(self, message: Open) -> Hop:
-        path = message.path
+        path, model = message.path, self._models.get(message.model)
         ends = [0, *(hop.span.end for hop in path)]
-        starts = [*(hop.span.start for hop in path), self._layers]
-        if message.model == self._model and ends != starts:
+        if model and ends != [*(hop.span.start for hop in path), model.layers]:
             raise RemoteError("a route's spans must join and cover all layers")
         if any(hop.span.layers < 1 for hop in path):
             raise RemoteError("a route holds an empty span")
@@ -208,17 +213,23 @@ class HopMachine:
         return path[message.index]
 
     def _objection(self, owner: PeerId, message: Open, span: Span) -> str:
-        if message.model != self._model:
-            return f"this worker serves model {self._model[:12]}"
-        if message.max_positions > self._limits.max_positions:
-            return f"sessions end at {self._limits.max_positions} positions here"
-        if not any(key.session == message.session for key in self._hosted):
+        model = self._models.get(message.model)
+        if model is None:
+            return f"this worker does not host model {message.model[:12]}"
+        if message.max_positions > model.max_positions:
+            return f"sessions end at {model.max_positions} positions here"
+        running = [one for key, one in self._hosted.items() if key.session == message.session]
+        if any(one.opened.model != message.model for one in running):
+            return "a session can't go over to another model"
+        if not running:
+            if message.model in self._retired:
+                return f"model {message.model[:12]} is being retired here"
             if self.sessions >= self._limits.max_sessions:
                 return f"all {self._limits.max_sessions} sessions are taken"
             own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
             if len(own) >= self._limits.max_sessions_of_one_owner:
                 return f"one owner may hold {self._limits.max_sessions_of_one_owner} sessions"
-        if not self._can_host(span):
+        if not model.can_host(span):
             return f"layers {span} are not here and would not fit"
         return ""
 
@@ -258,7 +269,8 @@ class HopMachine:
             return []  # late: the session has moved on, or is over
         if sender != hosted.sender or message.number <= hosted.received or not hosted.ready:
             return []
-        if len(payload) != message.rows * codec(message.codec).row_bytes(self._dim):
+        model = self._models[hosted.opened.model]
+        if len(payload) != message.rows * codec(message.codec).row_bytes(model.dim):
             raise RemoteError("a step's payload is not as long as its rows")
         objection = self._step_objection(hosted, message, len(payload))
         if objection is not None:
@@ -270,6 +282,7 @@ class HopMachine:
         hosted.queued_rows += message.rows
         self._queued_bytes += len(payload)
         job = StepJob(
+            model.model,
             key,
             message.attempt,
             message.number,
@@ -361,8 +374,8 @@ class HopMachine:
         return [self._forget(key) for key in mine]
 
     def _forget(self, key: HopKey) -> Action:
-        del self._hosted[key]
-        return Run(CloseJob(key))
+        hosted = self._hosted.pop(key)
+        return Run(CloseJob(hosted.opened.model, key))
 
     def _failed(self, hosted: _Hosted, index: int, number: int, reason: str) -> Send:
         opened = hosted.opened

@@ -75,7 +75,9 @@ class LiveNode:
         self.codec = codec_name
         self.step_bytes = 0
         """What the steps took that were sent from here, with all headers."""
-        self._worker: Worker | None = None
+        self._workers: dict[ModelId, Worker] = {}
+        self._seeking: dict[ModelId, asyncio.Task[None]] = {}
+        self._past_work = Work()
         self._on_event = on_event
         self._neighbours: dict[PeerId, None] = {}
         self._opened: dict[SessionId, asyncio.Future[None]] = {}
@@ -128,15 +130,27 @@ class LiveNode:
         return await self._loop.run_in_executor(self._compute, call)
 
     async def serve(self, worker: Worker) -> None:
-        """Host the worker's layers from now on; measures them first."""
+        """Host a model's layers from now on, beside others; measures them first."""
+        model = worker.engine.model
         await self.in_engine_thread(worker.hosting)
-        self._worker = worker
-        hops = worker.hop_machine(self.machine.peer)
+        self._workers[model] = worker
         self.machine.locate(self.transport.addresses(), reach="unknown", relay=False)
-        self.machine.serve(hops, worker.hosting())
+        self.machine.serve(worker.terms(), worker.hosting())
         self._act(self.machine.tick(self._now_s(), self._known()))  # announced from here on
-        seeking = self._group.create_task(self._keep_rendezvous(worker.engine.model))
-        self._stack.callback(seeking.cancel)
+        if model not in self._seeking:
+            self._seeking[model] = self._group.create_task(self._keep_rendezvous(model))
+            self._stack.callback(self._seeking[model].cancel)
+
+    async def drop(self, model: ModelId) -> None:
+        """Host a model no longer: it must be idle. Its memory is free when this returns."""
+        self.machine.drop(model)
+        worker = self._workers.pop(model, None)
+        seeking = self._seeking.pop(model, None)
+        if seeking is not None:
+            seeking.cancel()
+        if worker is not None:
+            self._past_work = self._past_work + worker.work
+            await self.in_engine_thread(lambda: None)  # jobs that were queued for it are over
 
     async def bootstrap(self, addresses: Sequence[str]) -> None:
         """Connect to the first peers; NetworkError if none of them answers."""
@@ -230,7 +244,7 @@ class LiveNode:
     @property
     def work(self) -> Work:
         """What this node has computed for others."""
-        return self._worker.work if self._worker else Work()
+        return sum((worker.work for worker in self._workers.values()), self._past_work)
 
     def _known(self) -> list[PeerId]:
         return list(self._neighbours)
@@ -292,26 +306,27 @@ class LiveNode:
     # -- computing ----------------------------------------------------------------------------
 
     def _run(self, job: Job) -> None:
-        if self._worker is None:
+        worker = self._workers.get(job.model)
+        if worker is None:
             return
-        future = self._compute.submit(self._worker.attempt, job)
+        future = self._compute.submit(worker.attempt, job)
         if not isinstance(job, CloseJob):
             future.add_done_callback(
                 lambda done: self._loop.call_soon_threadsafe(self._computed, job, done)
             )
 
     def _computed(self, job: Job, future: Future[bytes | GennodeError]) -> None:
-        if future.cancelled() or self._worker is None:
+        worker = self._workers.get(job.model)
+        if future.cancelled() or worker is None:
             return
         if (crash := future.exception()) is not None:
             self.fail(crash)
             return
-        if isinstance(job, OpenJob) and self._worker.engine.spans() != self._announced():
-            self.machine.learn(self._worker.hosting())
+        if isinstance(job, OpenJob):
+            hosting = worker.hosting()
+            if hosting not in self.machine.hosting:
+                self.machine.learn(hosting)
         self._act(self.machine.computed(job, future.result()))
-
-    def _announced(self) -> tuple[Span, ...]:
-        return tuple(span for one in self.machine.hosting for span in one.spans)
 
     # -- owning -------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from gennode.errors import GennodeError, LocalError, NoRouteError
 from gennode.mesh.directory import DOMAIN, Directory
 from gennode.node.actions import Action, Job, Send
-from gennode.node.hop import HopMachine
+from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.session import SessionMachine, SessionTerms
 from gennode.sharding.route import Gap, Route, choose_route
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
+    MAX_HOSTED_MODELS,
     Accept,
     AgedAnnouncement,
     Announcement,
@@ -22,7 +23,6 @@ from gennode.wire.messages import (
     Failed,
     Hosting,
     Message,
-    Open,
     Pong,
     Reach,
     Refuse,
@@ -49,8 +49,9 @@ class PeerMachine:
         self._rng = rng
         self._instance = self._sequence = instance
         self._directory = Directory(key.peer, rng)
-        self._hops: HopMachine | None = None
-        self._hosting: Hosting | None = None
+        self._hops = HopMachine(key.peer, HopLimits())
+        self._hosting: dict[ModelId, Hosting] = {}
+        self._is_known = False  # whether the last announcement was no goodbye
         self._relay = False
         self._reach: Reach = "unknown"
         self._addresses: tuple[str, ...] = ()
@@ -61,15 +62,31 @@ class PeerMachine:
 
     # -- being a worker -----------------------------------------------------------------------
 
-    def serve(self, hops: HopMachine, hosting: Hosting) -> None:
-        """Host layers from now on, and announce it."""
-        self._hops = hops
-        self.learn(hosting)
+    def serve(self, model: HostedModel, hosting: Hosting) -> None:
+        """Host layers of a model from now on, beside what is hosted already; announce it."""
+        if len(self._hosting.keys() | {model.model}) > MAX_HOSTED_MODELS:
+            raise LocalError(f"a peer hosts {MAX_HOSTED_MODELS} models at most")
+        self._hops.host(model)
+        self._announce_anew({**self._hosting, model.model: hosting})
 
     def learn(self, hosting: Hosting) -> None:
-        """Announce new facts about the layers that are hosted."""
-        self._hosting = hosting
-        self._renewed_s = float("-inf")
+        """Announce new facts about the layers that are hosted, unless the model is retired."""
+        if hosting.model in self._hosting:
+            self._announce_anew({**self._hosting, hosting.model: hosting})
+
+    def retire(self, model: ModelId) -> None:
+        """Announce a model no longer and refuse its new sessions; those that run go on."""
+        self._hops.retire(model)
+        self._announce_anew({one: held for one, held in self._hosting.items() if one != model})
+
+    def drop(self, model: ModelId) -> None:
+        """Forget a model that is retired; LocalError while sessions of it run."""
+        self.retire(model)
+        self._hops.drop(model)
+
+    def sessions_of(self, model: ModelId) -> int:
+        """Sessions of a model that pass through this peer now."""
+        return self._hops.sessions_of(model)
 
     def locate(self, addresses: tuple[str, ...], *, reach: Reach, relay: bool) -> None:
         """Announce where and how this peer can be reached, and whether it relays for others."""
@@ -79,18 +96,18 @@ class PeerMachine:
     @property
     def hosting(self) -> tuple[Hosting, ...]:
         """What is announced of the layers that are hosted."""
-        return (self._hosting,) if self._hosting else ()
+        return tuple(self._hosting.values())
 
     @property
     def hosted_sessions(self) -> int:
         """Sessions that pass through this peer now."""
-        return self._hops.sessions if self._hops else 0
+        return self._hops.sessions
 
     def leave(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
         """Say goodbye to the neighbours and to some of those we know; they pass it on."""
-        if not self._has_news:
+        if not self._offers:
             return []
-        self._hosting, self._relay = None, False
+        self._hosting, self._relay = {}, False
         signed = self._announce(now_s)
         goodbye = Announcements((AgedAnnouncement(signed, 0.0),))
         others = {seen.peer for seen in self.live(now_s)} - {self.peer, *neighbours}
@@ -225,25 +242,17 @@ class PeerMachine:
                 machine = self._sessions.get(message.session)
                 if machine is not None and message.layer == machine.terms.layers:
                     return machine.receive(sender, message, payload, now_s)
-        if self._hops is None:
-            if isinstance(message, Open):
-                reason = "this peer hosts no layers"
-                reply = Refuse(message.session, message.attempt, message.index, reason)
-                return [Send(sender, reply)]
-            return []
         return self._hops.receive(sender, message, payload, now_s)
 
     def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
         """The engine is done with a job."""
-        if self._hops is None:
-            raise LocalError("a job was run for a peer that hosts nothing")
         return self._hops.computed(job, outcome)
 
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
         self._now_s = now_s
         self._shunned[peer] = now_s
-        actions = self._hops.peer_down(peer, now_s) if self._hops else []
+        actions = self._hops.peer_down(peer, now_s)
         for machine in list(self._sessions.values()):
             actions += machine.peer_down(peer, reason, now_s)
         return actions
@@ -251,15 +260,14 @@ class PeerMachine:
     def tick(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
         """Let time pass."""
         self._now_s = now_s
-        if self._has_news and now_s - self._renewed_s >= RENEW_S:
+        if now_s - self._renewed_s >= RENEW_S and (self._offers or self._is_known):
             self._announce(now_s)
         self._shunned = {
             peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
         }
         exchanges = self._directory.tick(now_s, neighbours)
         actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
-        if self._hops is not None:
-            actions += self._hops.tick(now_s)
+        actions += self._hops.tick(now_s)
         for machine in list(self._sessions.values()):
             actions += machine.tick(now_s)
         return actions
@@ -267,18 +275,23 @@ class PeerMachine:
     # -- the directory ------------------------------------------------------------------------
 
     @property
-    def _has_news(self) -> bool:
-        return self._hosting is not None or self._relay
+    def _offers(self) -> bool:
+        return bool(self._hosting) or self._relay
+
+    def _announce_anew(self, hosting: dict[ModelId, Hosting]) -> None:
+        self._hosting = hosting
+        self._renewed_s = float("-inf")
 
     def _announce(self, now_s: float) -> Signed:
         self._renewed_s = now_s
+        self._is_known = self._offers
         self._sequence = max(self._sequence + 1, self._directory.next_sequence)
         announcement = Announcement(
             peer=self.peer,
             sequence=self._sequence,
             instance=self._instance,
             lifetime_s=LIFETIME_S,
-            hosting=self.hosting,
+            hosting=tuple(self._hosting.values()),
             sessions=self.hosted_sessions,
             relay=self._relay,
             reach=self._reach,

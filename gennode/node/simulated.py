@@ -22,7 +22,7 @@ from gennode.node.peer import PeerMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.frames import FrameDecoder, encode
-from gennode.wire.ids import Hop, PeerId, SessionId
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
 
@@ -77,7 +77,7 @@ class SimulatedPeer:
     """One peer on the heap: its machine, its engine, and whether it lives."""
 
     machine: PeerMachine
-    worker: Worker | None
+    workers: dict[ModelId, Worker]
     alive: bool = True
     frozen_until_s: float = 0.0
     busy_until_s: float = 0.0
@@ -105,12 +105,16 @@ class SimulatedSwarm:
         """A new peer, a worker if it is given one."""
         key = Key(self.rng.randbytes(32))
         machine = PeerMachine(key, rng=random.Random(self.rng.random()), instance=0)
-        peer = SimulatedPeer(machine, worker)
-        self.peers[key.peer] = peer
+        self.peers[key.peer] = SimulatedPeer(machine, {})
         if worker is not None:
-            machine.serve(worker.hop_machine(key.peer), worker.hosting())
+            self.host(key.peer, worker)
         self.after(self.rng.uniform(0, TICK_S), lambda: self._tick(key.peer))
         return key.peer
+
+    def host(self, peer: PeerId, worker: Worker) -> None:
+        """A peer hosts one more model."""
+        self.peers[peer].workers[worker.engine.model] = worker
+        self.peers[peer].machine.serve(worker.terms(), worker.hosting())
 
     def after(self, delay_s: float, call: Callable[[], None]) -> None:
         """Have something happen later."""
@@ -224,15 +228,16 @@ class SimulatedSwarm:
 
     def _finish(self, peer: PeerId, job: Job) -> None:
         state = self.peers[peer]
-        if not state.alive or state.worker is None:
+        worker = state.workers.get(job.model)
+        if not state.alive or worker is None:
             return
         if state.frozen_until_s > self.now_s:
             self.after(state.frozen_until_s - self.now_s, lambda: self._finish(peer, job))
             return
-        spans = state.worker.engine.spans()
-        outcome = state.worker.attempt(job)
-        if state.worker.engine.spans() != spans:
-            state.machine.learn(state.worker.hosting())
+        spans = worker.engine.spans()
+        outcome = worker.attempt(job)
+        if worker.engine.spans() != spans:
+            state.machine.learn(worker.hosting())
         self.act(peer, state.machine.computed(job, outcome))
 
     def _down(self, peer: PeerId, lost: PeerId) -> None:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from gennode.engine.seam import ShardEngine, StepInput
 from gennode.errors import GennodeError, ResourceError
 from gennode.node.actions import CloseJob, Job, OpenJob, StepJob
-from gennode.node.hop import HopLimits, HopMachine
+from gennode.node.hop import MAX_SESSIONS, HostedModel
 from gennode.wire.activations import codec
-from gennode.wire.ids import PeerId
 from gennode.wire.messages import Hosting
 
 
@@ -22,15 +21,25 @@ class Work:
     compute_s: float = 0.0
     codec_s: float = 0.0
 
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.steps + other.steps,
+            self.compute_s + other.compute_s,
+            self.codec_s + other.codec_s,
+        )
+
 
 @dataclass(frozen=True)
 class Worker:
-    """What a peer needs to host layers. `capacity_layers`: how many may be loaded in all."""
+    """What a peer needs to host layers of a model: one worker per model.
+
+    `capacity_layers`: how many may be loaded in all. `max_positions`: the longest session.
+    """
 
     engine: ShardEngine
     layers: int
     capacity_layers: int
-    limits: HopLimits = field(default_factory=HopLimits)
+    max_positions: int = 32_768
     work: Work = field(default_factory=Work)
 
     def hosting(self) -> Hosting:
@@ -43,18 +52,17 @@ class Worker:
             spare_layers=max(0, min(self.capacity_layers, self.layers) - loaded),
             layer_time_s=profile.layer_time_s,
             load_time_s=profile.load_time_s,
-            max_sessions=self.limits.max_sessions,
+            max_sessions=MAX_SESSIONS,
             compute_class=profile.compute_class,
         )
 
-    def hop_machine(self, peer: PeerId) -> HopMachine:
-        """The machine that keeps this worker's sessions."""
-        return HopMachine(
-            peer,
+    def terms(self) -> HostedModel:
+        """What the machine that keeps sessions needs to know."""
+        return HostedModel(
             model=self.engine.model,
             layers=self.layers,
             dim=self.engine.dim,
-            limits=self.limits,
+            max_positions=self.max_positions,
             can_host=lambda span: self.hosting().can_host(span),
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gennode.engine.toy import TOY_DIM, toy_manifest
-from gennode.node.hop import HopLimits, HopMachine
+from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Open, Step
 from gennode.wire.signing import Key
 
@@ -27,14 +29,16 @@ PATH = (Hop(FIRST, Span(0, 2)), Hop(SECOND, Span(2, 4)), Hop(THIRD, Span(4, 6)))
 
 def hop_machine(own: PeerId, **limits: int) -> HopMachine:
     """A hop that can host anything."""
-    return HopMachine(
-        own,
-        model=MODEL,
-        layers=LAYERS,
-        dim=TOY_DIM,
-        limits=HopLimits(**limits),
-        can_host=lambda _span: True,
-    )
+    machine = HopMachine(own, HopLimits(**limits))
+    machine.host(hosted_model())
+    return machine
+
+
+def hosted_model(
+    model: ModelId = MODEL, *, can_host: Callable[[Span], bool] = lambda _span: True
+) -> HostedModel:
+    """The toy, or another of its shape."""
+    return HostedModel(model, LAYERS, TOY_DIM, 32_768, can_host)
 
 
 def opening(index: int, *, attempt: int = 0, path: tuple[Hop, ...] = PATH, **fields: int) -> Open:

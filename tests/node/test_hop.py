@@ -8,14 +8,16 @@ import msgspec
 import pytest
 
 from gennode.engine.toy import TOY_DIM
-from gennode.errors import RemoteError, ResourceError
+from gennode.errors import LocalError, RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
 from gennode.node.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, Span
+from gennode.wire.ids import Hop, ModelId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (
     FIRST,
+    LAYERS,
+    MODEL,
     OWNER,
     PATH,
     SECOND,
@@ -24,6 +26,7 @@ from tests.node.conftest import (
     THIRD,
     frame,
     hop_machine,
+    hosted_model,
     opening,
     step,
 )
@@ -77,7 +80,7 @@ def test_the_last_hop_answers_the_owner_with_the_rows_it_wants() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        (msgspec.structs.replace(opening(1), model="0" * 64), "serves model"),
+        (msgspec.structs.replace(opening(1), model="0" * 64), "does not host model"),
         (msgspec.structs.replace(opening(1), max_positions=100_000), "positions"),
     ],
 )
@@ -307,3 +310,57 @@ def test_an_owner_that_is_gone_is_forgotten_sooner() -> None:
 def test_limits_are_values() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         hop_machine(SECOND)._limits.max_sessions = 3  # type: ignore[misc]
+
+
+NEWER = ModelId("b" * 64)
+
+
+def _opening_of(model: ModelId, session: bytes = SESSION, attempt: int = 0) -> Open:
+    return msgspec.structs.replace(opening(1, attempt=attempt), model=model, session=session)
+
+
+def _reason(actions: list[Action]) -> str:
+    [refusal] = _sent(actions)
+    assert isinstance(refusal, Refuse)
+    return refusal.reason
+
+
+def test_sessions_of_several_models_run_side_by_side() -> None:
+    machine = hop_machine(SECOND)
+    machine.host(hosted_model(NEWER))
+    older = _job(machine.receive(OWNER, opening(1), b"", 0.0))
+    newer = _job(machine.receive(OWNER, _opening_of(NEWER, b"n" * 16), b"", 0.0))
+    assert (older.model, newer.model) == (MODEL, NEWER)
+    assert (machine.sessions, machine.sessions_of(MODEL), machine.sessions_of(NEWER)) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+@pytest.mark.parametrize("span", [PATH[1].span, Span(3, 4)])
+def test_a_session_never_goes_over_to_another_model(attempt: int, span: Span) -> None:
+    machine = hop_machine(SECOND)
+    machine.host(hosted_model(NEWER))
+    _open(machine)
+    path = (Hop(FIRST, Span(0, span.start)), Hop(SECOND, span), Hop(THIRD, Span(span.end, LAYERS)))
+    other = msgspec.structs.replace(_opening_of(NEWER, attempt=attempt), path=path)
+    assert "another model" in _reason(machine.receive(OWNER, other, b"", 0.0))
+    assert machine.sessions_of(NEWER) == 0
+    [send] = _pass(machine, 0, 0)  # the first one goes on
+    assert isinstance(send, Send)
+
+
+def test_a_model_that_is_retired_ends_its_sessions_and_begins_none() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    machine.retire(MODEL)
+    newcomer = _opening_of(MODEL, b"n" * 16)
+    assert "being retired" in _reason(machine.receive(OWNER, newcomer, b"", 0.0))
+    assert _pass(machine, 0, 0) != []
+    repaired = machine.receive(OWNER, opening(1, attempt=1), b"", 0.0)
+    assert [type(message) for message in _sent(repaired)] == [Accept]
+    with pytest.raises(LocalError):
+        machine.drop(MODEL)
+    machine.receive(OWNER, Close(SESSION), b"", 0.0)
+    machine.drop(MODEL)
+    assert "does not host" in _reason(machine.receive(OWNER, newcomer, b"", 0.0))
+    machine.host(hosted_model())
+    assert isinstance(_job(machine.receive(OWNER, newcomer, b"", 0.0)), OpenJob)

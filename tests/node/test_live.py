@@ -10,6 +10,7 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
 from gennode.errors import NetworkError, NoRouteError
+from gennode.node.hop import HopLimits
 from gennode.node.patience import MIN_PATIENCE_S
 from gennode.node.watch import PONG_LIMIT_S
 from gennode.wire.ids import Span
@@ -133,7 +134,7 @@ async def test_an_answer_that_is_left_frees_the_workers() -> None:
                 assert [worker.machine.hosted_sessions for worker in cast.workers] == [1, 1, 1]
 
         await give_up()
-        limit = cast.workers[0]._worker.limits.max_sessions_of_one_owner  # type: ignore[union-attr]
+        limit = HopLimits().max_sessions_of_one_owner
         for _ in range(limit + 1):  # each would count, were it not closed
             await give_up()
         assert await cast.ask(PROMPT) == await truth(PROMPT)
