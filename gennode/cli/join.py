@@ -74,6 +74,7 @@ def command(
         loaded = spans_text(joined.spans)
         each_ms = joined.layer_time_s * 1e3
         note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
+        note(f"of model {joined.model}, which others can fetch from here with --model")
         note("others join, or ask, with:")
         for address in joined.addresses:
             print(f"  --bootstrap {address}", flush=True)

@@ -249,8 +249,9 @@ def _write(descriptor: int, data: bytes, start: int) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Replace a file in one go, on the disk before its name is."""
-    fresh = path.with_suffix(".new")
+    """Replace a file in one go, on the disk before its name is. Another node of this user may
+    do the same."""
+    fresh = path.with_suffix(f".{os.getpid()}")
     with open(fresh, "wb") as file:
         file.write(data)
         file.flush()

@@ -58,6 +58,20 @@ class ModelFolder:
     tensors: Mapping[str, str]
     shelf: FolderShelf | PartialFolder
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether some of the model may not be here, because peers gave only a part."""
+        return isinstance(self.shelf, PartialFolder)
+
+    def whole_layers(self) -> list[int]:
+        """The layers of which every tensor is here."""
+        layers = range(self.config.num_hidden_layers)
+        return [
+            layer
+            for layer in layers
+            if self.config.layer_tensors(layer).keys() <= self.tensors.keys()
+        ]
+
     def read(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
     ) -> torch.Tensor:
@@ -70,7 +84,7 @@ class ModelFolder:
         start = 0
         for name, shape in shapes.items():
             file = self.tensors.get(name)
-            if file is None and isinstance(self.shelf, PartialFolder):
+            if file is None and self.is_partial:
                 raise ModelError(f"{self.path} has only a part of the model, without {name}",
                                  hint="fetch those layers first")  # fmt: skip
             if file is None:

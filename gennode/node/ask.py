@@ -14,15 +14,16 @@ import msgspec
 from gennode.engine.owner import LlamaOwner
 from gennode.engine.sample import Sampling
 from gennode.engine.text import TextStream
-from gennode.engine.weights import find_model, open_model
+from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.node.actions import Opened, Rerouted
+from gennode.node.fetch import fetch_span, is_model_id, weights_folder
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
 from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.node.transports import TransportName
-from gennode.wire.ids import Hop, PeerId
+from gennode.wire.ids import Hop, ModelId, PeerId
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import SEED_BYTES, Key
 
@@ -129,10 +130,11 @@ async def asking(
     progress: ShowProgress = unwatched,
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any."""
-    with progress("checking the model's files") as report:
-        folder = open_model(find_model(model), progress=report, cache=hash_cache())
-    with progress("loading the head", unit="steps"):
-        owner = await asyncio.to_thread(LlamaOwner, folder)
+    owner = None
+    if not is_model_id(model):
+        with progress("checking the model's files") as report:
+            folder = open_model(find_model(model), progress=report, cache=hash_cache())
+        owner = await _load(folder, progress)
     async with running(
         Key(os.urandom(SEED_BYTES)),
         codec_name=codec_name,
@@ -140,8 +142,25 @@ async def asking(
         on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
     ) as started:
         node = started.node
-        asker = Asker(node, owner, on_failover)
         with progress("looking for workers", unit="steps"):
             await node.bootstrap(bootstrap)
+            if owner is not None:
+                await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
+        if owner is None:
+            owner = await _load(await _fetch(node, ModelId(model), progress), progress)
             await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
+        asker = Asker(node, owner, on_failover)
         yield asker
+
+
+async def _load(folder: ModelFolder, progress: ShowProgress) -> LlamaOwner:
+    with progress("loading the head", unit="steps"):
+        return await asyncio.to_thread(LlamaOwner, folder)
+
+
+async def _fetch(node: LiveNode, model: ModelId, progress: ShowProgress) -> ModelFolder:
+    """What an owner needs of a model, from peers."""
+    await node.hear(model)
+    path = weights_folder(model)
+    await fetch_span(node, model, None, owner=True, folder=path, progress=progress)
+    return await asyncio.to_thread(open_model, path)

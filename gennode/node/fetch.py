@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import platformdirs
 
@@ -145,25 +147,31 @@ async def find_sources(node: LiveNode, model: ModelId, span: Span | None) -> lis
     return list(found)
 
 
-@asynccontextmanager
-async def sharing(node: LiveNode) -> AsyncIterator[Sharing]:
-    """Pass weights on to other peers while the context lasts."""
-    async with BlobServer(node.transport) as server, asyncio.TaskGroup() as group:
-        shared = Sharing(node, server, group)
-        try:
-            yield shared
-        finally:
-            shared.end()
-
-
 class Sharing:
-    """What this node passes on; see `sharing`."""
+    """Passes weights on to other peers while its context lasts. An async context manager."""
 
-    def __init__(self, node: LiveNode, server: BlobServer, group: asyncio.TaskGroup) -> None:
+    def __init__(self, node: LiveNode) -> None:
         self._node = node
-        self._server = server
-        self._group = group
+        self._server = BlobServer(node.transport)
         self._records: dict[ModelId, asyncio.Task[None]] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._server)
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for model in list(self._records):
+            self.remove(model)
+        await self._stack.__aexit__(None, None, None)  # the body's error goes on as it is
 
     def add(self, shelf: Shelf, layers: Iterable[int]) -> None:
         """Serve a model's chunks; `layers` are those whose weights are all here."""
@@ -178,11 +186,6 @@ class Sharing:
         self._server.remove(model)
         if (known := self._records.pop(model, None)) is not None:
             known.cancel()
-
-    def end(self) -> None:
-        """Leave no task behind."""
-        for model in list(self._records):
-            self.remove(model)
 
     async def _keep_records(self, keys: Sequence[bytes]) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,13 @@ import psutil
 from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, find_model, open_model
 from gennode.errors import ResourceError, UsageError
+from gennode.node.fetch import (
+    Sharing,
+    fetch_manifest,
+    fetch_span,
+    is_model_id,
+    weights_folder,
+)
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
@@ -25,6 +33,7 @@ from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.manifest import ModelShape
 
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
@@ -71,9 +80,11 @@ async def join(
     state.prepare()
     with state.locked():
         key = state.key()
-        with progress("checking the model's files") as report:
-            folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
-        worker = _worker(folder, options)
+        folder, worker = None, None
+        if not is_model_id(options.model):
+            with progress("checking the model's files") as report:
+                folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
+            worker = _worker(folder, options)
         async with (
             _stoppable(leash=options.leash) as stop,
             running(
@@ -85,13 +96,20 @@ async def join(
         ):
             node = started.node
             await node.bootstrap(options.bootstrap)
-            await _settle(node, worker, folder, options, progress)
-            joined = _joined(node, worker)
-            control = str(started.status_socket)
-            state.publish(NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model))
-            on_ready(joined)
-            stop.is_awaited = True
-            await stop.told.wait()
+            async with Sharing(node) as shared:
+                if folder is None or worker is None:
+                    folder, options = await _fetch(node, options, progress)
+                    worker = _worker(folder, options)
+                await _settle(node, worker, folder, options, progress)
+                shared.add(folder.shelf, folder.whole_layers())
+                joined = _joined(node, worker)
+                control = str(started.status_socket)
+                state.publish(
+                    NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model)
+                )
+                on_ready(joined)
+                stop.is_awaited = True
+                await stop.told.wait()
 
 
 @dataclass
@@ -132,11 +150,29 @@ async def _stoppable(*, leash: bool) -> AsyncIterator[_Stop]:
         body.uncancel()
 
 
-def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
-    shape = folder.manifest.shape
-    memory_bytes = options.memory_bytes
-    if memory_bytes is None:
-        memory_bytes = psutil.virtual_memory().available // 2
+async def _fetch(
+    node: LiveNode, options: JoinOptions, progress: ShowProgress
+) -> tuple[ModelFolder, JoinOptions]:
+    """The layers of our place, from peers; the options that come back name that place."""
+    model = ModelId(options.model)
+    with progress("looking for the model", unit="steps"):
+        await node.hear(model)
+        manifest = await fetch_manifest(node, model, folder=weights_folder(model))
+    capacity = _capacity(manifest.shape, options, _memory(options))
+    span = options.span or place(model, manifest.shape.layers, capacity, node.live())
+    path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
+    folder = await asyncio.to_thread(open_model, path)
+    return folder, dataclasses.replace(options, span=span)
+
+
+def _memory(options: JoinOptions) -> int:
+    if options.memory_bytes is not None:
+        return options.memory_bytes
+    return int(psutil.virtual_memory().available) // 2
+
+
+def _capacity(shape: ModelShape, options: JoinOptions, memory_bytes: int) -> int:
+    """How many layers may be loaded; ResourceError if too few for what was asked."""
     positions = min(PLANNED_POSITIONS, shape.max_positions)
     capacity = layers_that_fit(shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions)
     if options.span is not None and options.span.end > shape.layers:
@@ -150,11 +186,20 @@ def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
             f"{memory_bytes / 2**20:.0f} MiB hold {capacity} layers of {options.model}",
             hint="give more with --memory, or fewer layers with --layers",
         )
+    return capacity
+
+
+def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
+    shape, memory_bytes = folder.manifest.shape, _memory(options)
+    capacity = _capacity(shape, options, memory_bytes)
+    positions = min(PLANNED_POSITIONS, shape.max_positions)
     cache = max(
         memory_bytes - capacity * layer_bytes(shape),
         capacity * cache_bytes(shape, sessions=PLANNED_SESSIONS, positions=positions),
     )
     engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache)
+    if folder.is_partial and options.span is not None:
+        capacity = options.span.layers  # others can't be loaded on request: they are not here
     return Worker(engine, shape.layers, capacity, shape.max_positions)
 
 
