@@ -72,8 +72,10 @@ class Neighbours:
                 del self._places[self._rng.choice(changing)]
         if len(self._places) < MAX_NEIGHBOURS:
             self._fill(candidates, now_s)
-        full = len(self._places) == MAX_NEIGHBOURS
-        self._refill_s = math.inf if full else now_s + REFILL_S
+        if len(self._places) == MAX_NEIGHBOURS:
+            self._refill_s = math.inf
+        elif self._places:
+            self._refill_s = now_s + REFILL_S
         if self._rotate_s == math.inf:
             self._rotate_s = now_s + ROTATE_S * (1 + self._rng.random())
 

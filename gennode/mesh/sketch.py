@@ -52,7 +52,7 @@ class Sketch:
             raise RemoteError(f"a digest has not the {int(sizes.sum())} entries that it claims")
         packed = np.frombuffer(entries, ">u2").astype(np.uint32)
         bucket = np.repeat(np.arange(buckets, dtype=np.uint32), sizes)
-        keys = (bucket << _KEY_BITS) | (packed >> _STATE_BITS)
+        keys = ((bucket << _KEY_BITS) | (packed >> _STATE_BITS)).astype(np.uint32)
         order = np.argsort(keys, kind="stable")
         return cls(salt | 1, bucket_bits, keys[order], (packed[order] % STATES).astype(np.uint8))
 

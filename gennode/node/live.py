@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, NetworkError
 from gennode.mesh.links import Links
+from gennode.mesh.netgroup import LOCAL, net_group
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
     Action,
@@ -79,7 +80,7 @@ class LiveNode:
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
         self._past_work = Work()
         self._on_event = on_event
-        self._neighbours: dict[PeerId, None] = {}
+        self._neighbours: dict[PeerId, str] = {}  # net group, oldest first
         self._opened: dict[SessionId, asyncio.Future[None]] = {}
         self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
         self._directory_seen = -1
@@ -162,7 +163,7 @@ class LiveNode:
                 failures.append(error)
                 continue
             self._links.learn(peer, (address,))
-            self._neighbours[peer] = None
+            self._neighbours[peer] = net_group((address,))
         if failures and not self._neighbours:
             raise failures[0]
         for failure in failures:
@@ -233,7 +234,7 @@ class LiveNode:
             return
         for peer in found:
             if peer != self.machine.peer:
-                self._neighbours[peer] = None
+                self._neighbours.setdefault(peer, LOCAL)
         while len(self._neighbours) > MAX_NEIGHBOURS:  # the DHT forgets the dead only slowly
             del self._neighbours[next(iter(self._neighbours))]
 
@@ -246,8 +247,8 @@ class LiveNode:
         """What this node has computed for others."""
         return sum((worker.work for worker in self._workers.values()), self._past_work)
 
-    def _known(self) -> list[PeerId]:
-        return list(self._neighbours)
+    def _known(self) -> dict[PeerId, str]:
+        return self._neighbours
 
     def _now_s(self) -> float:
         return time.monotonic()
@@ -279,7 +280,7 @@ class LiveNode:
         if self.machine.directory_version != self._directory_seen:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
-            for seen in self.live():
+            for seen, _teller in self.machine.take_news():
                 self._links.learn(seen.peer, seen.addresses)
 
     def _tell(self, event: Event) -> None:

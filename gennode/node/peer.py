@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from gennode.errors import GennodeError, LocalError, NoRouteError
-from gennode.mesh.directory import DOMAIN, Directory
+from gennode.mesh.announced import DOMAIN
+from gennode.mesh.directory import Directory
 from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.session import SessionMachine, SessionTerms
 from gennode.sharding.route import Gap, Route, choose_route
+from gennode.wire.beats import LINK_BYTES, chain
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
     MAX_HOSTED_MODELS,
@@ -18,6 +20,7 @@ from gennode.wire.messages import (
     AgedAnnouncement,
     Announcement,
     Announcements,
+    Beats,
     CodecName,
     Digest,
     Failed,
@@ -31,7 +34,7 @@ from gennode.wire.messages import (
 from gennode.wire.signing import Key, Signed, seal
 
 LIFETIME_S = 30.0  # a peer that vanishes without a word is forgotten after this
-RENEW_S = 10.0  # so that two renewals in a row may get lost
+RENEW_S = 10.0  # between announcements that tell of no more than another number of sessions
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
 MAX_OWN_SESSIONS = 256
@@ -56,6 +59,7 @@ class PeerMachine:
         self._reach: Reach = "unknown"
         self._addresses: tuple[str, ...] = ()
         self._renewed_s = float("-inf")
+        self._told_sessions = 0
         self._sessions: dict[SessionId, SessionMachine] = {}
         self._shunned: dict[PeerId, float] = {}
         self._now_s = 0.0
@@ -103,16 +107,17 @@ class PeerMachine:
         """Sessions that pass through this peer now."""
         return self._hops.sessions
 
-    def leave(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
+    def leave(self, now_s: float, others: Mapping[PeerId, str]) -> list[Action]:
         """Say goodbye to the neighbours and to some of those we know; they pass it on."""
-        if not self._offers:
-            return []
+        if not self._offers or self.is_superseded:
+            return []  # who is superseded must not say goodbye for the one that stays
         self._hosting, self._relay = {}, False
         signed = self._announce(now_s)
         goodbye = Announcements((AgedAnnouncement(signed, 0.0),))
-        others = {seen.peer for seen in self.live(now_s)} - {self.peer, *neighbours}
-        some = self._rng.sample(sorted(others), min(len(others), MAX_GOODBYES))
-        return [Send(peer, goodbye) for peer in [*neighbours, *some]]
+        near = dict.fromkeys([*self._directory.neighbours.chosen, *others])
+        far = sorted({seen.peer for seen in self.live(now_s)} - {self.peer, *near})
+        some = self._rng.sample(far, min(len(far), MAX_GOODBYES))
+        return [Send(peer, goodbye) for peer in [*near, *some]]
 
     # -- being an owner -----------------------------------------------------------------------
 
@@ -232,12 +237,16 @@ class PeerMachine:
         self._now_s = now_s
         self._shunned.pop(sender, None)
         match message:
-            case Digest() | Announcements():
+            case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
                 return [Send(peer, reply) for peer, reply in replies]
             case Accept() | Refuse() | Failed() | Pong():
                 machine = self._sessions.get(message.session)
-                return machine.receive(sender, message, payload, now_s) if machine else []
+                if machine is None:
+                    return []
+                if isinstance(message, Accept):
+                    self._directory.worked_with(sender)
+                return machine.receive(sender, message, payload, now_s)
             case Step():
                 machine = self._sessions.get(message.session)
                 if machine is not None and message.layer == machine.terms.layers:
@@ -252,20 +261,22 @@ class PeerMachine:
         """A peer can't be reached any more."""
         self._now_s = now_s
         self._shunned[peer] = now_s
+        self._directory.lost(peer, now_s)
         actions = self._hops.peer_down(peer, now_s)
         for machine in list(self._sessions.values()):
             actions += machine.peer_down(peer, reason, now_s)
         return actions
 
-    def tick(self, now_s: float, neighbours: Sequence[PeerId]) -> list[Action]:
-        """Let time pass."""
+    def tick(self, now_s: float, others: Mapping[PeerId, str]) -> list[Action]:
+        """Let time pass. `others`: peers to exchange the directory with beside those that
+        announce themselves, each with its net group."""
         self._now_s = now_s
-        if now_s - self._renewed_s >= RENEW_S and (self._offers or self._is_known):
+        if (self._offers or self._is_known) and self._has_to_announce(now_s):
             self._announce(now_s)
         self._shunned = {
             peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
         }
-        exchanges = self._directory.tick(now_s, neighbours)
+        exchanges = self._directory.tick(now_s, others)
         actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
         actions += self._hops.tick(now_s)
         for machine in list(self._sessions.values()):
@@ -275,6 +286,15 @@ class PeerMachine:
     # -- the directory ------------------------------------------------------------------------
 
     @property
+    def good_neighbours(self) -> tuple[PeerId, ...]:
+        """With whom we exchange the directory, and who answer; longest kept first."""
+        return self._directory.neighbours.good
+
+    def take_news(self) -> list[tuple[Announcement, str]]:
+        """Announcements that are new since the last call, and the net group of who told us."""
+        return self._directory.take_news()
+
+    @property
     def _offers(self) -> bool:
         return bool(self._hosting) or self._relay
 
@@ -282,8 +302,33 @@ class PeerMachine:
         self._hosting = hosting
         self._renewed_s = float("-inf")
 
+    def _has_to_announce(self, now_s: float) -> bool:
+        """Beats show that we live; another announcement is due when there is news to tell."""
+        if self.is_superseded:
+            return False
+        if self._renewed_s == float("-inf") or self._directory.is_spent:
+            return True
+        return self._told_sessions != self.hosted_sessions and now_s - self._renewed_s >= RENEW_S
+
+    @property
+    def twin(self) -> Announcement | None:
+        """What another node, or a past run of ours, announced last with our key."""
+        return self._directory.twin
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether an older node runs with our key, and knows of us: then we have to end.
+
+        Only its word for our very instance counts, since anybody can replay what a past run of
+        ours announced.
+        """
+        twin = self._directory.twin
+        return twin is not None and twin.instance < self._instance == twin.rival
+
     def _announce(self, now_s: float) -> Signed:
-        self._renewed_s = now_s
+        self._renewed_s, self._told_sessions = now_s, self.hosted_sessions
+        twin = self._directory.twin
+        links = chain(self._rng.randbytes(LINK_BYTES)) if self._offers else ()
         self._is_known = self._offers
         self._sequence = max(self._sequence + 1, self._directory.next_sequence)
         announcement = Announcement(
@@ -296,7 +341,9 @@ class PeerMachine:
             relay=self._relay,
             reach=self._reach,
             addresses=self._addresses,
+            chain_end=links[0] if links else bytes(LINK_BYTES),
+            rival=twin.instance if twin and twin.instance > self._instance else 0,
         )
         signed = seal(self._key, DOMAIN, announcement)
-        self._directory.publish(signed, now_s)
+        self._directory.publish(signed, links, now_s)
         return signed

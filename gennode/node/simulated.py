@@ -17,6 +17,7 @@ from typing import Any
 
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, LocalError, RemoteError
+from gennode.mesh.netgroup import LOCAL
 from gennode.node.actions import Action, Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
 from gennode.node.peer import PeerMachine
 from gennode.node.worker import Worker
@@ -166,7 +167,7 @@ class SimulatedSwarm:
         if not state.alive:
             return
         if state.frozen_until_s <= self.now_s:
-            others = [other for other in self.peers if other != peer]
+            others = dict.fromkeys((other for other in self.peers if other != peer), LOCAL)
             self.act(peer, state.machine.tick(self.now_s, others))
         self.after(TICK_S, lambda: self._tick(peer))
 

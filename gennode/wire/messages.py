@@ -6,13 +6,19 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex, ModelId, SessionId, Span
 from gennode.wire.signing import Signed
 
 MAX_ROUTE_HOPS = 64  # a token crosses every hop: longer routes would never be worth it
 MAX_STEP_ROWS = 512  # a prefill chunk; keeps a frame below 16 MiB at dim 8192 in float32
-MAX_DIGEST_PEERS = 4096
 MAX_ANNOUNCEMENTS = 32
+MAX_DIGEST_PEERS = 32_768  # twice as many as a directory holds
+MAX_DIGEST_BUCKETS = 4096
+MAX_BEATS_SENT = 16_384  # as many as a directory holds
+BEAT_BYTES = LINK_BYTES + 1
+BEAT_AGE_UNIT_S = 0.25  # a byte then tells up to a minute, as long as any announcement lives
+MAX_BEAT_AGE = 255
 MAX_POSITIONS = 1 << 20
 MAX_HOSTED_MODELS = 8  # an old and a new version of a few models: more would share one engine
 
@@ -77,7 +83,9 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True):
     the peer began, in milliseconds since the epoch by its own clock; two runs of one key at a
     time show by it. It lives `lifetime_s` after it was made. `sessions`: how many pass through
     it now. `relay`: it relays traffic for peers behind NATs. `reach`: how others get to it, as
-    far as it knows. Nothing hosted and no relay says goodbye.
+    far as it knows. Nothing hosted and no relay says goodbye. `chain_end`: of the chain whose
+    links show that it still lives (`beats.py`); zeros if it will show none. `rival`: the instance
+    of another node that runs with this key at the same time, once it was noticed; else 0.
     """
 
     peer: BoundedPeerId
@@ -89,6 +97,10 @@ class Announcement(msgspec.Struct, frozen=True, array_like=True):
     relay: bool
     reach: Reach
     addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)]
+    chain_end: Annotated[bytes, msgspec.Meta(min_length=LINK_BYTES, max_length=LINK_BYTES)] = bytes(
+        LINK_BYTES
+    )
+    rival: _Counter = 0
 
     def __post_init__(self) -> None:
         if len({hosting.model for hosting in self.hosting}) < len(self.hosting):
@@ -109,26 +121,40 @@ class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Digest(Base, frozen=True):
-    """What the sender knows of the directory: each peer's highest sequence."""
+    """What the sender knows of the directory, or wants of it, as `mesh/sketch.py` packs it.
 
-    entries: Annotated[
-        tuple[tuple[BoundedPeerId, _Counter], ...], msgspec.Meta(max_length=MAX_DIGEST_PEERS)
-    ]
-    reply: bool
-    """Whether the sender wants a digest back."""
+    `counts`: peers in each bucket; `entries`: two bytes for each of them, under the salt.
+    """
+
+    salt: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    counts: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_DIGEST_BUCKETS)]
+    entries: Annotated[bytes, msgspec.Meta(max_length=2 * MAX_DIGEST_PEERS)]
+    asks: bool
+    """Whether it lists what the sender asks for, and not all that it knows."""
 
 
 class AgedAnnouncement(msgspec.Struct, frozen=True, array_like=True):
-    """A signed announcement and how long ago it was made, as far as the sender knows."""
+    """A signed announcement, its latest beat, and how long ago that was, as the sender knows.
+
+    `link` shows beat number `beat`; at beat 0 there is none yet.
+    """
 
     signed: Signed
     age_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
+    beat: Annotated[int, msgspec.Meta(ge=0, le=MAX_BEATS)] = 0
+    link: Annotated[bytes, msgspec.Meta(max_length=LINK_BYTES)] = b""
 
 
 class Announcements(Base, frozen=True):
     """Announcements that the receiver lacks."""
 
     items: Annotated[tuple[AgedAnnouncement, ...], msgspec.Meta(max_length=MAX_ANNOUNCEMENTS)]
+
+
+class Beats(Base, frozen=True):
+    """Beats of announcements that the receiver has: for each a link, and its age in a byte."""
+
+    links: Annotated[bytes, msgspec.Meta(max_length=BEAT_BYTES * MAX_BEATS_SENT)]
 
 
 class Open(Base, frozen=True):
@@ -225,4 +251,6 @@ class Close(Base, frozen=True):
     session: _Session
 
 
-Message = Digest | Announcements | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close
+Message = (
+    Digest | Announcements | Beats | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close
+)

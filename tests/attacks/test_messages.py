@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from gennode.engine.toy import TOY_DIM
-from gennode.mesh.directory import DOMAIN, MAX_PEERS
+from gennode.mesh.admission import MAX_TOLD_BY_GROUP
+from gennode.mesh.announced import DOMAIN
 from gennode.mesh.links import Links
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
@@ -23,6 +24,7 @@ from gennode.wire.messages import (
     AgedAnnouncement,
     Announcement,
     Announcements,
+    Beats,
     Close,
     Digest,
     Failed,
@@ -57,7 +59,7 @@ class Attacker:
         self.links = Links(cast.network.join(ATTACKER.peer), self._message, self._down)
 
     def _message(self, _peer: PeerId, message: Message, _payload: bytes) -> None:
-        if not isinstance(message, Digest | Announcements):
+        if not isinstance(message, Digest | Announcements | Beats):
             self.heard.append(message)
         self._changed.set()
 
@@ -310,14 +312,14 @@ async def test_a_flood_of_announcements_is_bounded_and_honest_workers_stay() -> 
     chance = random.Random(1)
     async with attacked() as (cast, attacker):
         peer = cast.owner.machine.peer
-        keys = [Key(chance.randbytes(32)) for _ in range(MAX_PEERS + 500)]
+        keys = [Key(chance.randbytes(32)) for _ in range(MAX_TOLD_BY_GROUP + 500)]
         items = [AgedAnnouncement(seal(key, DOMAIN, _useless(key.peer)), 0.0) for key in keys]
         for start in range(0, len(items), MAX_ANNOUNCEMENTS):
             some = tuple(items[start : start + MAX_ANNOUNCEMENTS])
             attacker.links.send(peer, Announcements(some))
         await attacker.settled(peer, limit_s=60.0)
         known = {seen.peer for seen in cast.owner.live()}
-        assert len(known) <= MAX_PEERS
+        assert len(known) <= MAX_TOLD_BY_GROUP + len(cast.workers)
         assert {worker.machine.peer for worker in cast.workers} <= known
 
 

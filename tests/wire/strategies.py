@@ -7,6 +7,7 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from gennode.wire import messages as words
+from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.ids import MAX_LAYERS, Hop, PeerId, SessionId, Span, peer_id_of
 from gennode.wire.signing import SIGNATURE_BYTES, Signed
 
@@ -56,6 +57,8 @@ announcements = st.builds(
     relay=st.booleans(),
     reach=st.sampled_from(get_args(words.Reach)),
     addresses=many(texts, 16),
+    chain_end=st.binary(min_size=LINK_BYTES, max_size=LINK_BYTES),
+    rival=counters,
 )
 signed = st.builds(
     Signed,
@@ -63,7 +66,13 @@ signed = st.builds(
     body=st.binary(max_size=100),
     signature=st.binary(min_size=SIGNATURE_BYTES, max_size=SIGNATURE_BYTES),
 )
-aged = st.builds(words.AgedAnnouncement, signed=signed, age_s=st.floats(0, 3600))
+aged = st.builds(
+    words.AgedAnnouncement,
+    signed=signed,
+    age_s=st.floats(0, 3600),
+    beat=st.integers(0, MAX_BEATS),
+    link=st.binary(max_size=LINK_BYTES),
+)
 
 
 @st.composite
@@ -88,9 +97,12 @@ def opens(draw: st.DrawFn) -> words.Open:
 BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
     words.Digest: st.builds(
         words.Digest,
-        entries=many(st.tuples(peers, counters), words.MAX_DIGEST_PEERS),
-        reply=st.booleans(),
+        salt=st.integers(0, (1 << 63) - 1),
+        counts=st.binary(min_size=1, max_size=20),
+        entries=st.binary(max_size=40),
+        asks=st.booleans(),
     ),
+    words.Beats: st.builds(words.Beats, links=st.binary(max_size=40)),
     words.Announcements: st.builds(words.Announcements, items=many(aged, words.MAX_ANNOUNCEMENTS)),
     words.Open: opens(),
     words.Accept: st.builds(words.Accept, **attempts, index=counters),

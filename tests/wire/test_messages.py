@@ -12,18 +12,21 @@ from hypothesis import strategies as st
 
 from gennode.errors import RemoteError
 from gennode.wire import messages as words
+from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.frames import MAX_HEADER_BYTES, decode_header
-from gennode.wire.ids import ModelId, PeerId, SessionId, Span, peer_id_of
+from gennode.wire.ids import ModelId, SessionId, Span, peer_id_of
 from gennode.wire.signing import MAX_SIGNED_BYTES, Signed
 from tests.wire.strategies import BY_KIND, announcements, messages
 
 PEER = peer_id_of(bytes(32))
 SESSION, MODEL = bytes(16), "a" * 64
+LINK = bytes(LINK_BYTES)
 SIGNED = (PEER, b"body", bytes(64))
 
 VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
-    "Digest": [[[PEER, 1]], True],
-    "Announcements": [[[SIGNED, 1.0]]],
+    "Digest": [1 << 62, b"\1", b"ab", True],
+    "Announcements": [[[SIGNED, 1.0, 1, LINK]]],
+    "Beats": [LINK + b"\0"],
     "Open": [SESSION, 0, MODEL, [[PEER, [0, 4]], [PEER, [4, 8]]], 1, "raw", 64, 0, -1],
     "Accept": [SESSION, 0, 0],
     "Refuse": [SESSION, 0, 0, "full"],
@@ -36,10 +39,15 @@ VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
 HUGE = 1 << 60
 
 OUT_OF_BOUNDS: list[tuple[str, int, Any]] = [
-    ("Digest", 0, [[PEER, 1]] * (words.MAX_DIGEST_PEERS + 1)),
-    ("Digest", 0, [["p" * 65, 1]]),
-    ("Digest", 0, [[PEER, -1]]),
-    ("Digest", 0, [[PEER, HUGE]]),
+    ("Digest", 0, -1),
+    ("Digest", 0, 1 << 63),
+    ("Digest", 1, b""),
+    ("Digest", 1, bytes(words.MAX_DIGEST_BUCKETS + 1)),
+    ("Digest", 2, bytes(2 * words.MAX_DIGEST_PEERS + 1)),
+    ("Beats", 0, bytes(words.BEAT_BYTES * words.MAX_BEATS_SENT + 1)),
+    ("Announcements", 0, [[SIGNED, 1.0, -1]]),
+    ("Announcements", 0, [[SIGNED, 1.0, MAX_BEATS + 1]]),
+    ("Announcements", 0, [[SIGNED, 1.0, 1, LINK + b"x"]]),
     ("Announcements", 0, [[SIGNED, 1.0]] * (words.MAX_ANNOUNCEMENTS + 1)),
     ("Announcements", 0, [[SIGNED, math.nan]]),
     ("Announcements", 0, [[SIGNED, -1.0]]),
@@ -182,14 +190,19 @@ def test_a_goodbye_offers_nothing() -> None:
     assert not announcement(hosting()).is_goodbye
 
 
-def test_the_largest_digest_fits_in_a_header() -> None:
-    entries = ((PeerId("p" * 52), 1 << 53),) * words.MAX_DIGEST_PEERS
-    assert len(msgspec.msgpack.encode(words.Digest(entries, True))) <= MAX_HEADER_BYTES
+def test_the_largest_digest_and_the_most_beats_fit_in_a_header() -> None:
+    counts, entries = bytes(words.MAX_DIGEST_BUCKETS), bytes(2 * words.MAX_DIGEST_PEERS)
+    digest = words.Digest((1 << 63) - 1, counts, entries, asks=True)
+    beats = words.Beats(bytes(words.BEAT_BYTES * words.MAX_BEATS_SENT))
+    for message in (digest, beats):
+        assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
 
 
 def test_the_most_announcements_fit_in_a_header() -> None:
     """At the size that `MAX_SIGNED_BYTES` allows, which holds the largest there can be."""
-    item = words.AgedAnnouncement(Signed(PEER, bytes(MAX_SIGNED_BYTES), bytes(64)), 1.0)
+    item = words.AgedAnnouncement(
+        Signed(PEER, bytes(MAX_SIGNED_BYTES), bytes(64)), 1.0, MAX_BEATS, LINK
+    )
     message = words.Announcements((item,) * words.MAX_ANNOUNCEMENTS)
     assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
     spans = [Span(900 + start, 901 + start) for start in range(0, 128, 2)][:64]
