@@ -6,14 +6,15 @@ import asyncio
 import importlib.util
 import ipaddress
 import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from gennode.errors import GennodeError, NetworkError, UsageError
 from gennode.mesh import multiaddr
+from gennode.mesh.roles import Role, role_environment, role_flags
 from gennode.wire.signing import Key
 
 START_TIMEOUT_S = 15.0  # a cold start on a loaded machine with a slow disk takes some 5 s
@@ -28,8 +29,9 @@ MAX_OPEN_FILES = 4096
 CONNECTIONS_HIGH = 512  # above this many the daemon closes idle ones down to CONNECTIONS_LOW
 CONNECTIONS_LOW = 384
 
-# The guard waits for the daemon. Its watcher reads a pipe that only our process holds open:
-# when we end, however we end, the pipe ends, and the watcher clears up and kills it.
+# The guard waits for the daemon. Its watcher reads a pipe that only our process holds open: on
+# a line it kills the daemon, for us to start another. When we end, however we end, the pipe
+# ends, and the watcher clears up as well.
 _GUARD = """
 exec 3<&0
 ulimit -n "$1" 2>/dev/null
@@ -37,7 +39,7 @@ folder=$2
 shift 2
 "$@" </dev/null 3<&- &
 daemon=$!
-( exec >/dev/null 2>&1; read -r _ <&3; rm -rf -- "$folder"; kill -9 "$daemon" ) &
+( exec >/dev/null 2>&1; read -r _ <&3 || rm -rf -- "$folder"; kill -9 "$daemon" ) &
 watcher=$!
 wait "$daemon"
 status=$?
@@ -96,25 +98,39 @@ def check_free(host: str, port: int) -> None:
             raise NetworkError(f"can't listen on {host} port {port}: {error}", hint=hint) from error
 
 
-def arguments(folder: Path, listen: tuple[str, int], announce: tuple[str, ...]) -> list[str]:
-    """The daemon's flags: TCP only, no relay, no NAT discovery, a DHT server."""
-    host, port = listen
+@dataclass(frozen=True)
+class DaemonOptions:
+    """How a daemon is to run. `listen`: (IP address, port), port 0 for any free one.
+
+    `announce`: multiaddresses to tell others instead of the ones listened on. `relays`: those
+    that a node behind a NAT may use. `binary`: another daemon than the installed one.
+    """
+
+    listen: tuple[str, int]
+    role: Role = Role.LOCAL
+    relays: tuple[str, ...] = ()
+    announce: tuple[str, ...] = ()
+    binary: Path | None = None
+
+
+def arguments(folder: Path, options: DaemonOptions) -> list[str]:
+    """The daemon's flags: TCP and Noise only, and what the role asks for."""
+    host, port = options.listen
     family = "ip6" if ":" in host else "ip4"
     address = f"/{family}/{host}/tcp/{port}"
-    multiaddr.to_bytes(address)
-    for text in announce:
+    for text in (address, *options.announce, *options.relays):
         multiaddr.to_bytes(text)
     flags = [
         f"-listen=/unix{folder}/control",
         f"-id={folder}/key",
         f"-hostAddrs={address}",
-        "-dhtServer",  # the automatic mode stays a client where nobody can tell us our address
+        *role_flags(options.role, options.relays),
         "-bootstrapPeers=",  # by default: the public IPFS network
-        "-autonat=0", "-autoRelay=0", "-relay=0", "-relayService=0", "-relayDiscovery=0",
         "-noise=1", "-tls=0", "-connManager",
         f"-connHi={CONNECTIONS_HIGH}", f"-connLo={CONNECTIONS_LOW}",
     ]  # fmt: skip
-    return [*flags, f"-announceAddrs={','.join(announce)}"] if announce else flags
+    told = options.announce
+    return [*flags, f"-announceAddrs={','.join(told)}"] if told else flags
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -137,11 +153,14 @@ class _Output(asyncio.SubprocessProtocol):
 
 
 class Daemon:
-    """A running daemon. `control` is the path of its control socket; `folder` is private."""
+    """A running daemon. `control` is the path of its control socket, in a private folder.
+
+    The folder outlives the daemon, but not our process.
+    """
 
     def __init__(self, folder: Path, on_exit: Callable[[str], None]) -> None:
         """`on_exit` is called once with the reason, when the daemon dies before `stop`."""
-        self.folder = folder
+        self._folder = folder
         self.control = str(folder / "control")
         self._on_exit = on_exit
         self._stopping = False
@@ -155,28 +174,30 @@ class Daemon:
     async def start(
         cls,
         key: Key,
+        folder: Path,
+        options: DaemonOptions,
         *,
-        listen: tuple[str, int],
-        announce: tuple[str, ...],
         on_exit: Callable[[str], None],
-        binary: Path | None = None,
     ) -> Daemon:
-        """Start `binary` (default: the installed one) on `listen` (host, port; 0: any).
+        """Start a daemon that has its sockets in `folder`.
 
         NetworkError if it is missing, the port is taken, or it does not come up in time.
         """
-        program = binary or find_binary()
-        check_free(*listen)
-        daemon = cls(socket_folder(), on_exit)
+        program = options.binary or find_binary()
+        check_free(*options.listen)
+        daemon = cls(folder, on_exit)
         try:
-            write_key(daemon.folder / "key", key)
-            await daemon._spawn([str(program), *arguments(daemon.folder, listen, announce)])
+            for left in ("control", "key"):
+                (folder / left).unlink(missing_ok=True)
+            write_key(folder / "key", key)
+            command = [str(program), *arguments(folder, options)]
+            await daemon._spawn(command, role_environment(options.role))
         except (GennodeError, OSError, asyncio.CancelledError):
             await daemon.stop()
             raise
         return daemon
 
-    async def _spawn(self, command: list[str]) -> None:
+    async def _spawn(self, command: list[str], environment: dict[str, str]) -> None:
         loop = asyncio.get_running_loop()
         spawned: asyncio.Future[None] = loop.create_future()
 
@@ -184,9 +205,9 @@ class Daemon:
             try:
                 self._process, _ = await loop.subprocess_exec(
                     lambda: self._output,
-                    "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self.folder), *command,
+                    "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self._folder), *command,
                     start_new_session=True,  # Ctrl-C must reach us first, not the daemon
-                    env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES)},
+                    env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES), **environment},
                 )  # fmt: skip
             finally:
                 spawned.set_result(None)
@@ -202,8 +223,12 @@ class Daemon:
             what = "ended at once" if self._ended.done() else "did not come up in time"
             hint = "look at its own words above; is the binary made for this machine?"
             raise NetworkError(f"the libp2p daemon {what}: {self.last_words()}", hint=hint)
-        (self.folder / "key").unlink()  # read once; no copy of the secret stays behind
+        (self._folder / "key").unlink()  # read once; no copy of the secret stays behind
         self._ended.add_done_callback(lambda _: self._report())
+
+    async def ended(self) -> None:
+        """Wait a moment until its end is known: its sockets close a little before."""
+        await asyncio.wait({self._ended}, timeout=STOP_TIMEOUT_S)
 
     def last_words(self) -> str:
         """The last lines that the daemon printed."""
@@ -212,16 +237,19 @@ class Daemon:
 
     def _report(self) -> None:
         if not self._stopping:
+            self._stopping = True
+            if self._process is not None:
+                self._process.close()
             self._on_exit(f"the libp2p daemon died: {self.last_words()}")
 
     async def stop(self) -> None:
-        """End the daemon and remove its folder. Idempotent."""
+        """End the daemon. Idempotent."""
         self._stopping = True
         process, self._process = self._process, None
         if process is not None:
             pipe = process.get_pipe_transport(0)
-            if pipe is not None:
-                pipe.close()  # the guard's watcher takes this for our end, and kills the daemon
+            if isinstance(pipe, asyncio.WriteTransport):
+                pipe.write(b"stop\n")  # to the guard's watcher
+                pipe.close()
             await asyncio.wait({self._ended}, timeout=STOP_TIMEOUT_S)
             process.close()
-        shutil.rmtree(self.folder, ignore_errors=True)

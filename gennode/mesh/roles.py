@@ -42,7 +42,7 @@ _FLAGS: dict[Role, tuple[str, ...]] = {
         f"-relayDataLimit={RELAY_DATA_BYTES}", f"-relayTimeLimit={RELAY_TIME_LIMIT}",
     ),
     Role.PRIVATE: (
-        "-dhtClient", "-relay=1", "-autonat=1", "-autoRelay=1", *_NO_SERVICE,
+        "-dhtClient", "-relay=1", "-autonat=1", *_NO_SERVICE,
         "-forceReachabilityPrivate",
     ),
 }  # fmt: skip
@@ -53,9 +53,11 @@ def role_flags(role: Role, relays: Sequence[str]) -> tuple[str, ...]:
 
     `-autonat=1` also switches hole punching on, and lets others ask whether they are public.
     """
-    flags = _FLAGS[role]
-    # Without relays of its own the daemon would take its bootstrap peers, which are empty.
-    return (*flags, f"-trustedRelays={','.join(relays)}") if role is Role.PRIVATE else flags
+    if role is not Role.PRIVATE:
+        return _FLAGS[role]
+    if not relays:
+        return (*_FLAGS[role], "-autoRelay=0")  # the daemon refuses to look for none
+    return (*_FLAGS[role], "-autoRelay=1", f"-trustedRelays={','.join(relays)}")
 
 
 def role_environment(role: Role) -> dict[str, str]:

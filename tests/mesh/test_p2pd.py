@@ -19,8 +19,9 @@ from gennode.errors import NetworkError, RemoteError, UsageError
 from gennode.mesh import p2pd_pb2 as pb
 from gennode.mesh.daemon import find_binary, socket_folder, write_key
 from gennode.mesh.outgoing import PROTOCOL
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.p2pd import MAX_DEATHS, P2pdTransport
 from gennode.mesh.p2pd_stream import pack, unpack
+from gennode.mesh.roles import Role
 from gennode.wire.signing import Key
 from tests.mesh.ends import Diary, Raw, ping, take
 
@@ -58,8 +59,7 @@ async def test_identity_addresses_and_privacy() -> None:
         (address,) = a.addresses()
         assert address.startswith("/ip4/127.0.0.1/tcp/")
         assert address.endswith(f"/p2p/{a.peer}")
-        assert a._daemon is not None
-        folder = a._daemon.folder
+        folder = a.folder
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert not (folder / "key").exists()
         (process,) = daemon_processes(a)
@@ -125,22 +125,77 @@ async def test_a_killed_peer_is_reported_fast() -> None:
         await b.wait_for(downs=1)
 
 
-async def test_our_own_daemon_s_death_is_reported() -> None:
+async def kill_daemon(transport: P2pdTransport) -> None:
+    """Kill it, and wait until its transport knows."""
+    (process,) = daemon_processes(transport)
+    process.send_signal(signal.SIGKILL)
+    async with asyncio.timeout(WAIT_S):
+        while transport._daemon is not None:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+
+
+async def test_a_daemon_that_dies_comes_back_as_it_was() -> None:
+    async with transports(2) as (a, b):
+        await a.accept("/x", take)
+        addresses = a.addresses()
+        await b.connect(addresses[0], timeout_s=5)
+        near = Raw(await b.open(a.peer, "/x", timeout_s=5))
+        status = a.folder / "status"
+        status.touch()
+        await kill_daemon(a)
+        await near.wait_for(closed=True)
+        assert not await a.refresh()  # whoever needs it next revives it
+        assert a.addresses() == addresses
+        assert status.exists()
+        await a.connect(b.addresses()[0], timeout_s=5)  # b's daemon may hold back for 5 s
+        Raw(await b.open(a.peer, "/x", timeout_s=5))
+
+
+async def test_a_link_goes_on_after_the_opener_s_daemon_died() -> None:
+    async with transports(2) as (first, second), AsyncExitStack() as stack:
+        a, b = Diary(first), Diary(second)
+        await stack.enter_async_context(a.links)
+        await stack.enter_async_context(b.links)
+        a.links.learn(second.peer, second.addresses())
+        a.links.send(second.peer, ping(0), b"before")
+        await b.wait_for(messages=1)
+        await kill_daemon(first)
+        a.links.send(second.peer, ping(1), b"after")
+        await b.wait_for(messages=2)
+        assert [payload for _, _, payload in b.got] == [b"before", b"after"]
+        assert not a.downs
+
+
+async def test_a_daemon_that_keeps_dying_is_given_up() -> None:
     died: asyncio.Queue[str] = asyncio.Queue()
     a = await P2pdTransport.start(key(0), on_exit=died.put_nowait)
-    async with transports(2) as (_, b):
-        await b.accept("/x", take)
-        await a.connect(b.addresses()[0], timeout_s=5)
-        near = Raw(await a.open(b.peer, "/x", timeout_s=5))
-        (process,) = daemon_processes(a)
-        process.send_signal(signal.SIGKILL)
-        async with asyncio.timeout(WAIT_S):
-            assert "died" in await died.get()
-        await near.wait_for(closed=True)
-        with pytest.raises(NetworkError, match="died"):
-            await a.open(b.peer, "/x", timeout_s=5)
-        await a.close()
+    for _ in range(MAX_DEATHS):
         assert died.empty()
+        await a.refresh()
+        await kill_daemon(a)
+    async with asyncio.timeout(WAIT_S):
+        assert f"{MAX_DEATHS} times" in await died.get()
+    with pytest.raises(NetworkError, match="died"):
+        await a.provide(bytes(32))
+    await a.close()
+    assert died.empty()
+
+
+async def test_a_node_goes_on_in_another_role_on_the_same_port() -> None:
+    async with transports(2) as (a, b):
+        await a.accept("/x", take)
+        await b.connect(a.addresses()[0], timeout_s=5)
+        near = Raw(await b.open(a.peer, "/x", timeout_s=5))
+        assert near.stream.remote == a.addresses()[0].partition("/p2p/")[0]
+        assert await b.direct_peers() == {a.peer}
+        port = a.port
+        await a.become(Role.PRIVATE)
+        await near.wait_for(closed=True)
+        assert a.role is Role.PRIVATE
+        assert a.port == port
+        assert a.addresses() == ()  # loopback is worth nothing to others, and there is no relay
+        await a.connect(b.addresses()[0], timeout_s=5)
+        Raw(await b.open(a.peer, "/x", timeout_s=5))
 
 
 SURVIVOR = """

@@ -30,6 +30,9 @@ def test_only_a_relay_relays_and_only_a_nat_makes_a_dht_client() -> None:
         assert ("-dhtServer" in flags) == (role is not Role.PRIVATE)
         assert (f"-trustedRelays={RELAY}" in flags) == (role is Role.PRIVATE)
         assert "-relayDiscovery=0" in flags  # it would search the public network
+        assert ("-autoRelay=0" in role_flags(role, [])) == (
+            "-autoRelay=1" not in role_flags(role, [])
+        )
         assert bool(role_environment(role)) == (role is Role.RELAY)
 
 
