@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from gennode.errors import GennodeError
 from localnet import namespaces
 from localnet.natlab import Home, Lab, Link, Nat
 
+_LOOK_EVERY_S = 0.2
 _ATTACHED = re.compile(r"([a-z][a-z0-9_-]*)(?:=([a-z_]*))?(?::([0-9.]+))?")
 _OF_A_LAB = re.compile(r"natlab-(\d+)\.\d+-\d+-([a-z].*)")
 
@@ -52,7 +54,8 @@ def up(homes: tuple[str, ...], public: tuple[str, ...]) -> None:
                 seen, own = lab.address(name), lab.home_address(name)
                 click.echo(f"{name:<16} {seen:<16} {own if own != seen else ''}".rstrip())
             click.echo("python -m localnet.natlab exec NAME COMMAND runs it there; Ctrl-C ends.")
-            signal.pause()
+            while True:  # a signal that comes just before signal.pause() would not end that
+                time.sleep(_LOOK_EVERY_S)
     except (GennodeError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:

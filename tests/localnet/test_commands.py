@@ -48,9 +48,9 @@ def test_a_lab_is_up_until_it_is_told() -> None:
 def test_down_leaves_the_labs_of_others_alone() -> None:
     place = f"casa{os.getpid()}"
     script = (
-        "import signal\nfrom localnet.natlab import Lab, Link\n"
+        "import time\nfrom localnet.natlab import Lab, Link\n"
         f"with Lab({{}}, {{'{place}': Link()}}) as lab:\n"
-        "    print(lab.family, flush=True)\n    signal.pause()"
+        "    print(lab.family, flush=True)\n    while True: time.sleep(0.01)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True

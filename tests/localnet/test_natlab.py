@@ -161,12 +161,13 @@ def test_unknown_names_are_refused(lab: Lab) -> None:
 
 PAIR = ({"a": Home()}, {"b": Link(delay_ms=1)})
 HOLD = """
-import signal, sys
+import sys, time
 from localnet.natlab import Home, Lab, Link
 with Lab({"a": Home()}, {"b": Link()}) as lab:
     process = lab.popen("a", [sys.executable, "-c", "input()"], stdin=-1)
     print(lab.family, process.pid, flush=True)
-    signal.pause()
+    while True:  # a signal that comes just before signal.pause() would not end that
+        time.sleep(0.01)
 """
 
 
