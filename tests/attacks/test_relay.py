@@ -111,8 +111,8 @@ class Circuit:
 
 
 def flip(data: bytes) -> bytes:
-    """The bytes with one bit changed."""
-    return bytes([data[0] ^ 1]) + data[1:]
+    """The bytes with the last bit changed."""
+    return data[:-1] + bytes([data[-1] ^ 1])
 
 
 @asynccontextmanager
