@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -28,6 +29,7 @@ from libp2p.security.secio.transport import ID as SECIO
 from libp2p.security.secio.transport import Transport as Secio
 from libp2p.security.tls.transport import PROTOCOL_ID as TLS
 from libp2p.security.tls.transport import TLSTransport
+from libp2p.stream_muxer.yamux import yamux
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.upgrader import TransportUpgrader
@@ -39,7 +41,7 @@ from gennode.mesh.pylibp2p_limits import MAX_CONNECTIONS, MAX_INBOUND, MAX_INBOU
 from gennode.mesh.transport import Stream
 from gennode.wire.ids import public_key_of
 from gennode.wire.signing import Key
-from tests.mesh.ends import Raw
+from tests.mesh.ends import Raw, steady
 
 VICTIM, HONEST, EVIL = (Key(bytes([number]) * 32) for number in (1, 2, 3))
 PROTOCOL = "/x"
@@ -54,11 +56,18 @@ class Accepted:
 
     def __init__(self) -> None:
         self.streams: list[Raw] = []
+        self._any = asyncio.Event()
+
+    async def first(self) -> Raw:
+        """The first stream, once it is here."""
+        await self._any.wait()
+        return self.streams[0]
 
     def take(self, stream: Stream) -> None:
         """Accept, and read nothing."""
         stream.pause(True)
         self.streams.append(Raw(stream))
+        self._any.set()
 
 
 @asynccontextmanager
@@ -217,6 +226,30 @@ async def test_a_line_without_end_before_the_handshake_costs_nothing() -> None:
         writer.transport.abort()
         del reader
         assert psutil.Process().memory_info().rss - before_bytes < MAX_GROWTH_BYTES
+
+
+async def test_whoever_reads_nothing_can_t_keep_us_from_closing() -> None:
+    accepted, over = Accepted(), threading.Event()
+    transport = await PyLibp2pTransport.start(VICTIM)
+
+    async def gape(muxed: Yamux) -> None:
+        await chosen(muxed)
+        if muxed._nursery is not None:
+            muxed._nursery.cancel_scope.cancel()  # which was reading
+        await trio.to_thread.run_sync(over.wait)
+
+    await transport.accept(PROTOCOL, accepted.take)
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        group.create_task(attack(gape, transport))
+        try:
+            stream = (await accepted.first()).stream
+            stream.write(bytes(MAX_GROWTH_BYTES))
+            await steady(stream)
+            sent_bytes = MAX_GROWTH_BYTES - stream.unsent_bytes()
+            assert sent_bytes < yamux.DEFAULT_WINDOW_SIZE  # it is TCP that stands still
+            await transport.close()
+        finally:
+            over.set()
 
 
 async def test_streams_without_number_are_reset() -> None:

@@ -77,3 +77,14 @@ class Raw:
             while len(self.data) < size or (closed and not self.reason):
                 self._changed.clear()
                 await self._changed.wait()
+
+
+async def steady(stream: Stream) -> None:
+    """Until no more bytes leave for half a second."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(WAIT_S):
+        before, since_s = -1, loop.time()
+        while loop.time() - since_s < 0.5:
+            if stream.unsent_bytes() != before:
+                before, since_s = stream.unsent_bytes(), loop.time()
+            await asyncio.sleep(0)

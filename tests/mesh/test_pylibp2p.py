@@ -17,7 +17,7 @@ from gennode.mesh.pylibp2p_limits import WINDOW_BYTES
 from gennode.mesh.pylibp2p_stream import READ_AHEAD_BYTES, READ_BYTES
 from gennode.mesh.transport import Stream, Transport
 from gennode.wire.signing import Key
-from tests.mesh.ends import Diary, Raw, ping, take
+from tests.mesh.ends import Diary, Raw, ping, steady, take
 
 WAIT_S = 20.0
 KINDS: dict[str, type[P2pdTransport] | type[PyLibp2pTransport]] = {
@@ -148,15 +148,23 @@ async def test_a_paused_reader_stops_the_sender_and_loses_nothing(sender: str, r
         assert near.stream.unsent_bytes() == 0
 
 
-async def steady(stream: Stream) -> None:
-    """Until no more bytes leave for half a second."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(WAIT_S):
-        before, since_s = -1, loop.time()
-        while loop.time() - since_s < 0.5:
-            if stream.unsent_bytes() != before:
-                before, since_s = stream.unsent_bytes(), loop.time()
-            await asyncio.sleep(0)
+@pytest.mark.parametrize(("one", "other"), PAIRS[:2])
+async def test_both_may_dial_at_once(one: str, other: str) -> None:
+    async with transports(one, other) as (first, second), AsyncExitStack() as stack:
+        a, b = Diary(first), Diary(second)
+        await stack.enter_async_context(a.links)
+        await stack.enter_async_context(b.links)
+        a.links.learn(second.peer, second.addresses())
+        b.links.learn(first.peer, first.addresses())
+        for number in range(8):
+            a.links.send(second.peer, ping(number), os.urandom(8192))
+            b.links.send(first.peer, ping(number), os.urandom(8192))
+        await a.wait_for(messages=8)
+        await b.wait_for(messages=8)
+        assert [number for _, number, _ in a.got] == list(range(8))
+        assert [number for _, number, _ in b.got] == list(range(8))
+        assert not a.downs
+        assert not b.downs
 
 
 async def test_a_peer_that_goes_away_is_reported() -> None:
