@@ -164,8 +164,8 @@ class Directory:
                 answers = self._answers(sender, message, now_s)
             case _:
                 raise LocalError(f"a {type(message).__name__} is not for the directory")
+        self.neighbours.heard(sender)
         if sender in self.neighbours:
-            self.neighbours.heard(sender)
             self.worked_with(sender)
         return [(sender, answer) for answer in answers]
 

@@ -22,7 +22,7 @@ STAYING = MAX_NEIGHBOURS // 2
 MAX_PER_GROUP = 2
 ROTATE_S = 60.0
 MAX_UNANSWERED = 5  # a tenth of all messages lost: one in 400,000 good ones is given up for it
-RETRY_S = 60.0  # a peer that did not answer is left alone for so long
+RETRY_S = 20.0  # a peer that did not answer is left alone for so long, unless it calls on us
 MAX_LEFT_ALONE = 1024  # past this the oldest are forgotten
 REFILL_S = 1.0  # between looks for others, while places are free
 
@@ -98,6 +98,7 @@ class Neighbours:
 
     def heard(self, peer: PeerId) -> None:
         """A peer sent us something."""
+        self._left_alone.pop(peer, None)
         place = self._places.get(peer)
         if place is not None:
             place.unanswered, place.answered = 0, True
