@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from gennode.errors import GennodeError, LocalError, NoRouteError
 from gennode.mesh.announced import DOMAIN
 from gennode.mesh.directory import Directory
+from gennode.mesh.releases import ReleaseBoard
 from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.session import SessionMachine, SessionTerms
@@ -29,6 +30,8 @@ from gennode.wire.messages import (
     Pong,
     Reach,
     Refuse,
+    ReleaseDigest,
+    Releases,
     Step,
 )
 from gennode.wire.signing import Key, Signed, seal
@@ -52,6 +55,8 @@ class PeerMachine:
         self._rng = rng
         self._instance = self._sequence = instance
         self._directory = Directory(key.peer, rng)
+        self.releases = ReleaseBoard(rng)
+        """The versions of models that publishers have signed."""
         self._hops = HopMachine(key.peer, HopLimits())
         self._hosting: dict[ModelId, Hosting] = {}
         self._is_known = False  # whether the last announcement was no goodbye
@@ -240,6 +245,9 @@ class PeerMachine:
             case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
                 return [Send(peer, reply) for peer, reply in replies]
+            case ReleaseDigest() | Releases():
+                replies = self.releases.receive(sender, message)
+                return [Send(peer, reply) for peer, reply in replies]
             case Accept() | Refuse() | Failed() | Pong():
                 machine = self._sessions.get(message.session)
                 if machine is None:
@@ -278,6 +286,8 @@ class PeerMachine:
         }
         exchanges = self._directory.tick(now_s, others)
         actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
+        told = self.releases.tick(now_s, self._directory.neighbours.chosen)
+        actions += [Send(peer, message) for peer, message in told]
         actions += self._hops.tick(now_s)
         for machine in list(self._sessions.values()):
             actions += machine.tick(now_s)

@@ -8,6 +8,7 @@ import msgspec
 
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex, ModelId, SessionId, Span
+from gennode.wire.release import ReleaseName, ReleaseNumber
 from gennode.wire.signing import Signed
 
 MAX_ROUTE_HOPS = 64  # a token crosses every hop: longer routes would never be worth it
@@ -21,6 +22,7 @@ BEAT_AGE_UNIT_S = 0.25  # a byte then tells up to a minute, as long as any annou
 MAX_BEAT_AGE = 255
 MAX_POSITIONS = 1 << 20
 MAX_HOSTED_MODELS = 8  # an old and a new version of a few models: more would share one engine
+MAX_RELEASES = 64  # versions are news of months, and a digest of all is to stay small
 
 MAX_TEXT = 256
 
@@ -157,6 +159,31 @@ class Beats(Base, frozen=True):
     links: Annotated[bytes, msgspec.Meta(max_length=BEAT_BYTES * MAX_BEATS_SENT)]
 
 
+class ReleaseDigest(Base, frozen=True):
+    """The releases that the sender knows: of each line the number, and a mark of its content."""
+
+    entries: Annotated[
+        tuple[
+            tuple[
+                BoundedPeerId,
+                ReleaseName,
+                ReleaseNumber,
+                Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)],
+            ],
+            ...,
+        ],
+        msgspec.Meta(max_length=MAX_RELEASES),
+    ]
+    reply: bool
+    """Whether the sender wants a digest back."""
+
+
+class Releases(Base, frozen=True):
+    """Signed releases that the receiver lacks."""
+
+    items: Annotated[tuple[Signed, ...], msgspec.Meta(max_length=MAX_ANNOUNCEMENTS)]
+
+
 class Open(Base, frozen=True):
     """Owner to hop: take part in a session as `path[index]`, or learn its new path.
 
@@ -252,5 +279,17 @@ class Close(Base, frozen=True):
 
 
 Message = (
-    Digest | Announcements | Beats | Open | Accept | Refuse | Step | Failed | Ping | Pong | Close
+    Digest
+    | Announcements
+    | Beats
+    | ReleaseDigest
+    | Releases
+    | Open
+    | Accept
+    | Refuse
+    | Step
+    | Failed
+    | Ping
+    | Pong
+    | Close
 )

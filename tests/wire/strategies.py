@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from gennode.wire import messages as words
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.ids import MAX_LAYERS, Hop, PeerId, SessionId, Span, peer_id_of
+from gennode.wire.release import MAX_NAME, MAX_NUMBER
 from gennode.wire.signing import SIGNATURE_BYTES, Signed
 
 counters = st.integers(0, 1 << 53)
@@ -104,6 +105,20 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
     ),
     words.Beats: st.builds(words.Beats, links=st.binary(max_size=40)),
     words.Announcements: st.builds(words.Announcements, items=many(aged, words.MAX_ANNOUNCEMENTS)),
+    words.ReleaseDigest: st.builds(
+        words.ReleaseDigest,
+        entries=many(
+            st.tuples(
+                peers,
+                st.text("abcxyz019", min_size=1, max_size=MAX_NAME),
+                st.integers(1, MAX_NUMBER),
+                st.binary(min_size=8, max_size=8),
+            ),
+            words.MAX_RELEASES,
+        ),
+        reply=st.booleans(),
+    ),
+    words.Releases: st.builds(words.Releases, items=many(signed, words.MAX_ANNOUNCEMENTS)),
     words.Open: opens(),
     words.Accept: st.builds(words.Accept, **attempts, index=counters),
     words.Refuse: st.builds(words.Refuse, **attempts, index=counters, reason=texts),
