@@ -10,7 +10,7 @@ import click
 
 from gennode.errors import GennodeError, UsageError
 
-COMMANDS = ("ask", "demo", "join", "simulate", "status", "testnet")
+COMMANDS = ("ask", "demo", "doctor", "join", "simulate", "status", "testnet")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EXIT_CODES = """\b
@@ -61,9 +61,9 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; returns its exit code."""
     try:
-        group.main(arguments, "gennode", standalone_mode=False, auto_envvar_prefix="GENNODE")
-    except click.exceptions.Exit as done:
-        return done.exit_code
+        ended: object = group.main(
+            arguments, "gennode", standalone_mode=False, auto_envvar_prefix="GENNODE"
+        )
     except click.ClickException as error:
         if "--json" not in arguments:
             error.show()
@@ -81,4 +81,4 @@ def run(arguments: list[str]) -> int:
 
         show_error(error, as_json="--json" in arguments)
         return error.exit_code
-    return 0
+    return ended if isinstance(ended, int) else 0  # what a command gave to `Context.exit`
