@@ -63,6 +63,8 @@ PLANTED: dict[
         (PRODUCT, "import web3"),
         (PRODUCT, "import pycrdt"),
         (PRODUCT, "from hivemind import p2p"),
+        (PRODUCT, "import trio"),
+        (PRODUCT, "from libp2p import new_host"),
         ("bench/x.py", "import hivemind"),
         ("gennode/engine/toy.py", "import torch"),
         (PRODUCT, "from gennode.wire.ids import _PREFIX"),

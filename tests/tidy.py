@@ -27,9 +27,11 @@ UNSAFE_CALLS = frozenset(
 )
 SEAMS = {  # the only place where each outside thing may be imported
     "hivemind": (),
+    "libp2p": ("gennode/mesh/pylibp2p",),
     "pycrdt": ("gennode/consensus/ledger.py",),
     "torch": ("gennode/engine/",),
     "transformers": (),
+    "trio": ("gennode/mesh/pylibp2p",),
     "web3": ("gennode/node/anchor.py",),
 }
 WITHOUT_TORCH = tuple(f"gennode/engine/{name}.py" for name in ("contract", "sample", "seam", "toy"))

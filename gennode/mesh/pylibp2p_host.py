@@ -162,9 +162,6 @@ class Host:
 
     async def _disconnect(self) -> None:
         """Close every socket. py-libp2p would say farewell to one peer after the other."""
-        for connection in self._swarm.get_connections():
-            if isinstance(connection.muxed_conn, BoundedYamux):
-                connection.muxed_conn.release()
         deadline = trio.current_time() + STOP_TIMEOUT_S
         with trio.CancelScope(deadline=deadline, shield=True):
             await self._tcp.close()  # those that came in close as their handlers end

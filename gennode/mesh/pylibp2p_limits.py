@@ -42,8 +42,6 @@ varint.read_varint_prefixed_bytes = _read_line
 class BoundedYamux(yamux.Yamux):
     """A multiplexed connection whose peer is cut off when it sends past what it was granted."""
 
-    _writing: trio.CancelScope | None = None
-
     async def accept_stream(self) -> IMuxedStream:
         """The next stream that the peer opened; those beyond MAX_INBOUND_STREAMS are reset."""
         while True:
@@ -63,15 +61,13 @@ class BoundedYamux(yamux.Yamux):
         return await super()._read_data_body(length)
 
     async def _write_frame(self, data: bytes) -> None:
-        """Write a whole frame even if the task is cancelled: half of one breaks every stream."""
-        async with self._write_lock:
-            with trio.CancelScope(shield=True) as self._writing:
-                await self.secured_conn.write(data)
+        """Write a whole frame even if the task is cancelled: half of one breaks every stream.
 
-    def release(self) -> None:
-        """Let go of a write that the peer does not read: the connection ends now."""
-        if self._writing is not None:
-            self._writing.shield = False
+        A peer that does not read holds this up, until the socket is closed.
+        """
+        async with self._write_lock:
+            with trio.CancelScope(shield=True):
+                await self.secured_conn.write(data)
 
 
 class DirectTCP(TCP):

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gennode.errors import UsageError
-from gennode.node.transports import start_transport
-from gennode.wire.signing import Key
-from tests.cli.conftest import finish, process
+from gennode.cli import run
+from tests.cli.conftest import NOBODY, finish, process
 
 MODEL = "gennode-small"
 PROMPT, ANSWER = "sort 5 2 9 1 =", " 1 2 5 9"
@@ -44,12 +42,12 @@ def test_owners_on_either_transport_get_the_right_answer(second: str, tmp_path: 
             assert not told["failovers"]
 
 
-async def test_what_is_not_installed_is_said_with_the_way_to_get_it(
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_is_not_installed_is_said_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gennode.mesh.pylibp2p", None)
-    with pytest.raises(UsageError, match="not installed") as caught:
-        await start_transport(
-            "pylibp2p", Key(bytes(32)), host="127.0.0.1", port=0, on_exit=lambda _reason: None
-        )
-    assert "gennode[pylibp2p]" in caught.value.hint
+    arguments = ["--model", MODEL, "--bootstrap", NOBODY.format(port=1)]
+    assert run(["ask", "hello", "--transport", "pylibp2p", *arguments]) == 2
+    told = capfd.readouterr().err
+    assert "not installed" in told
+    assert "gennode[pylibp2p]" in told
