@@ -13,7 +13,7 @@ from gennode.errors import ResourceError, UsageError
 from gennode.mesh.daemon import MAX_OPEN_FILES
 from gennode.mesh.reach import endpoint
 from gennode.node.doctor_network import diagnose_network
-from gennode.node.facts import Disk, Facts, Failure, Network, OwnNode, Package
+from gennode.node.facts import Disk, Facts, Failure, Model, Network, OwnNode, Package
 from gennode.node.finding import Finding, fail, failed, ok, skip, warn
 
 # A worker holds 14 files and its daemon 8 before the first peer comes. Each peer costs two
@@ -157,8 +157,8 @@ def _memory(facts: Facts) -> Finding:
     if isinstance(memory, Failure):
         return failed("memory", memory)
     allowed = _size(memory.allowed_bytes)
-    if isinstance(model, Failure):
-        return skip("memory", f"{allowed}; how many layers that is worth, the model does not say")
+    if not isinstance(model, Model):
+        return skip("memory", f"{allowed}; how many layers these hold, the model does not say yet")
     if model.fitting_layers == 0:
         words = f"{allowed} hold no layer: each takes {_size(model.layer_bytes)} with its caches"
         fix = "choose a smaller model, or a machine with more memory"
@@ -183,6 +183,8 @@ def _gpu(facts: Facts) -> Finding:
 
 def _model(facts: Facts) -> Finding:
     model = facts.model
+    if model is None:
+        return skip("model", f"{facts.wanted.model[:12]}… comes from peers")
     if isinstance(model, Failure):
         return failed("model", model)
     words = f"{facts.wanted.model} opens: {model.layers} layers"

@@ -44,6 +44,7 @@ from gennode.node.facts import (
     Temporary,
     Wanted,
 )
+from gennode.node.fetch import is_model_id
 from gennode.node.join import PLANNED_POSITIONS, PLANNED_SESSIONS
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.state import StateFolder, hash_cache
@@ -184,7 +185,9 @@ class _OutOfTimeError(Exception):
     """Hashing takes too long."""
 
 
-def _model(wanted: Wanted) -> Model:
+def _model(wanted: Wanted) -> Model | None:
+    if is_model_id(wanted.model):
+        return None
     path = find_model(wanted.model)
     deadline_s = time.monotonic() + HASHING_S
 

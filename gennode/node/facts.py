@@ -170,7 +170,8 @@ class Facts:
     state_disk: Disk | Failure
     cache_disk: Disk | Failure
     memory: Memory | Failure
-    model: Model | Failure
+    model: Model | Failure | None
+    """None: its weights come from peers, who know how large it is."""
     gpu: Failure | None
     own_hosts: tuple[str, ...]
     listening: Failure | None

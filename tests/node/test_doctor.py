@@ -119,6 +119,8 @@ def test_a_fix_can_be_typed() -> None:
 def test_what_another_fault_hides_is_skipped_with_a_reason() -> None:
     unopened = replace(FACTS, model=REFUSED)
     assert found(unopened, "memory").level is Level.SKIP
+    unfetched = replace(FACTS, model=None)
+    assert found(unfetched, "model").level is found(unfetched, "memory").level is Level.SKIP
     unheard = replace(FACTS, listening=REFUSED, network=None)
     assert found(unheard, "daemon").level is Level.SKIP
     assert found(unheard, "network").level is Level.SKIP

@@ -246,6 +246,12 @@ async def test_the_node_that_runs_is_asked_and_its_port_is_no_fault(machine: Mac
     assert exit_code(findings) == 0
 
 
+async def test_a_model_that_peers_have_is_no_fault(machine: Machine) -> None:
+    facts, findings = await examined(machine.but(model="0" * 64))
+    assert facts.model is None
+    assert exit_code(findings) == 0
+
+
 def test_own_hosts_are_addresses() -> None:
     assert "127.0.0.1" in own_hosts()
     assert not [host for host in own_hosts() if "%" in host]
