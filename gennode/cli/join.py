@@ -17,7 +17,14 @@ from gennode.cli.options import (
     tame_threads,
     transport_option,
 )
-from gennode.cli.output import JSON_OPTION, note, print_json, progress, spans_text
+from gennode.cli.output import (
+    JSON_OPTION,
+    REACH_TEXT,
+    note,
+    print_json,
+    progress,
+    spans_text,
+)
 
 if TYPE_CHECKING:
     from gennode.node.transports import TransportName
@@ -38,6 +45,7 @@ if TYPE_CHECKING:
 @memory_option
 @listen_options
 @transport_option
+@click.option("--relay", is_flag=True, help="Carry traffic for peers behind NATs as well.")
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option
@@ -49,8 +57,9 @@ def command(
     layers: tuple[int, int] | None,
     bootstrap: tuple[str, ...],
     memory: int | None,
-    host: str,
+    host: str | None,
     port: int,
+    relay: bool,
     transport: TransportName,
     leash: bool,
     threads: int | None,
@@ -65,6 +74,7 @@ def command(
     import asyncio
 
     from gennode.node.join import Joined, JoinOptions, join
+    from gennode.node.transports import Listening
     from gennode.wire.ids import Span
 
     def on_ready(joined: Joined) -> None:
@@ -75,6 +85,7 @@ def command(
         each_ms = joined.layer_time_s * 1e3
         note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
         note(f"of model {joined.model}, which others can fetch from here with --model")
+        note(REACH_TEXT[joined.reach])
         note("others join, or ask, with:")
         for address in joined.addresses:
             print(f"  --bootstrap {address}", flush=True)
@@ -85,11 +96,8 @@ def command(
         model=model,
         device=device,
         span=Span(*layers) if layers else None,
-        bootstrap=bootstrap,
         memory_bytes=memory,
-        host=host,
-        port=port,
-        transport_name=transport,
+        listening=Listening(bootstrap, host, port, relay, transport),
         leash=leash,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))

@@ -104,9 +104,8 @@ def listen_options(command: F) -> F:
         click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free"),
         click.option(
             "--host",
-            default="127.0.0.1",
-            show_default=True,
-            help="IP address to listen on; give a reachable one to serve other machines.",
+            show_default="the one that leads to --bootstrap, or loopback",
+            help="IP address of this machine to listen on; 0.0.0.0 for all.",
         ),
     ):
         command = option(command)

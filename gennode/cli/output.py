@@ -78,3 +78,11 @@ def progress(title: str, *, unit: str = "bytes") -> Iterator[Callable[[int, int]
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+REACH_TEXT = {
+    "direct": "others dial this node directly",
+    "relayed": "behind a NAT: others reach this node through a relay, or by punching a hole",
+    "unknown": "nobody can dial this node, and no relay takes it: gennode doctor says why",
+}
+"""What each way of being reached means, in words."""

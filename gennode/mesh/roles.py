@@ -79,17 +79,27 @@ def usable_relays(addresses: Iterable[str]) -> tuple[str, ...]:
 def worth_telling(addresses: Iterable[str], role: Role) -> tuple[str, ...]:
     """Which of our addresses others should hear, best first.
 
-    Whoever is on another machine has no use for our loopback; whoever is behind our NAT can
-    use a private address, so those stay, after the public ones and before those of relays.
+    Whoever is on another machine has no use for our loopback, so it is told only if there is
+    nothing else to tell. Whoever is behind our NAT can use a private address, so those stay,
+    after the public ones and before those of relays.
     """
-    ranked = []
-    for address in addresses:
-        where = endpoint(address)
-        if where is None:
-            ranked.append((2, address))
-        elif role is Role.LOCAL or not where[0].startswith(("127.", "::1")):
-            ranked.append((0 if is_public(where[0]) else 1, address))
-    return tuple(address for _, address in sorted(ranked))
+    ranked = sorted((_rank(address), address) for address in addresses)
+    told = tuple(address for rank, address in ranked if rank < _LOOPBACK)
+    if told or role is Role.PRIVATE:
+        return told
+    return tuple(address for _, address in ranked)
+
+
+_PUBLIC, _PRIVATE, _RELAYED, _LOOPBACK = range(4)
+
+
+def _rank(address: str) -> int:
+    where = endpoint(address)
+    if where is None:
+        return _RELAYED
+    if where[0].startswith(("127.", "::1")):
+        return _LOOPBACK
+    return _PUBLIC if is_public(where[0]) else _PRIVATE
 
 
 def is_reached_by_relay(addresses: Iterable[str]) -> bool:

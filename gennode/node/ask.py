@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -22,7 +23,7 @@ from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
 from gennode.node.running import running
 from gennode.node.state import hash_cache
-from gennode.node.transports import TransportName
+from gennode.node.transports import Listening, TransportName
 from gennode.wire.ids import Hop, ModelId, PeerId
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import SEED_BYTES, Key
@@ -128,8 +129,12 @@ async def asking(
     transport_name: TransportName = "p2pd",
     on_failover: Callable[[Failover], None] = lambda _failover: None,
     progress: ShowProgress = unwatched,
+    peers: Path | None = None,
 ) -> AsyncIterator[Asker]:
-    """An owner on the mesh that knows workers for every layer, if there are any."""
+    """An owner on the mesh that knows workers for every layer, if there are any.
+
+    `peers`: the file by which it finds old acquaintances again, if it is given no `bootstrap`.
+    """
     owner = None
     if not is_model_id(model):
         with progress("checking the model's files") as report:
@@ -137,8 +142,9 @@ async def asking(
         owner = await _load(folder, progress)
     async with running(
         Key(os.urandom(SEED_BYTES)),
+        Listening(bootstrap=tuple(bootstrap), transport_name=transport_name),
         codec_name=codec_name,
-        transport_name=transport_name,
+        peers=peers,
         on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
     ) as started:
         node = started.node

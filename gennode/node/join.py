@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,12 +26,14 @@ from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
-from gennode.node.transports import TransportName
+from gennode.node.stopping import stoppable
+from gennode.node.transports import Listening
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
+from gennode.wire.messages import Reach
 
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
@@ -50,12 +50,9 @@ class JoinOptions:
     model: str
     device: str
     span: Span | None
-    bootstrap: tuple[str, ...]
     memory_bytes: int | None
-    host: str
-    port: int
+    listening: Listening
     leash: bool = False
-    transport_name: TransportName = "p2pd"
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -63,6 +60,7 @@ class Joined(msgspec.Struct, frozen=True):
 
     peer: PeerId
     addresses: tuple[str, ...]
+    reach: Reach
     model: ModelId
     spans: tuple[Span, ...]
     layers: int
@@ -86,16 +84,13 @@ async def join(
                 folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
             worker = _worker(folder, options)
         async with (
-            _stoppable(leash=options.leash) as stop,
-            running(
-                key,
-                host=options.host,
-                port=options.port,
-                transport_name=options.transport_name,
-            ) as started,
+            stoppable(leash=options.leash) as stop,
+            running(key, options.listening, peers=state.peers) as started,
         ):
             node = started.node
-            await node.bootstrap(options.bootstrap)
+            await node.bootstrap(options.listening.bootstrap)
+            with progress("finding out how others reach this node", unit="steps"):
+                await started.settle()
             async with Sharing(node) as shared:
                 if folder is None or worker is None:
                     folder, options = await _fetch(node, options, progress)
@@ -110,44 +105,6 @@ async def join(
                 on_ready(joined)
                 stop.is_awaited = True
                 await stop.told.wait()
-
-
-@dataclass
-class _Stop:
-    """Whether somebody told us to stop, and whether we are waiting for just that."""
-
-    told: asyncio.Event = field(default_factory=asyncio.Event)
-    is_awaited: bool = False
-
-
-@asynccontextmanager
-async def _stoppable(*, leash: bool) -> AsyncIterator[_Stop]:
-    """A stop that comes from a signal, or with `leash` from the end of standard input.
-
-    A body that is not waiting for it yet is cancelled; that is a good end, and no error.
-    """
-    loop, body, stop = asyncio.get_running_loop(), asyncio.current_task(), _Stop()
-
-    def tell() -> None:
-        if body is not None and not stop.told.is_set() and not stop.is_awaited:
-            body.cancel()
-        stop.told.set()
-
-    def read() -> None:
-        if not os.read(0, 4096):
-            loop.remove_reader(0)
-            tell()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, tell)
-    if leash:
-        loop.add_reader(0, read)
-    try:
-        yield stop
-    except asyncio.CancelledError:
-        if body is None or not stop.told.is_set():
-            raise
-        body.uncancel()
 
 
 async def _fetch(
@@ -214,7 +171,7 @@ async def _settle(
     model, layers = folder.manifest.model, folder.manifest.shape.layers
     span = options.span
     if span is None:
-        if options.bootstrap:
+        if not node.is_alone:
             await node.hear(model)
         span = place(model, layers, worker.capacity_layers, node.live())
     with progress(f"loading layers {span}", unit="layers") as report:
@@ -227,6 +184,7 @@ def _joined(node: LiveNode, worker: Worker) -> Joined:
     return Joined(
         peer=node.machine.peer,
         addresses=node.transport.addresses(),
+        reach=node.machine.reach,
         model=hosting.model,
         spans=hosting.spans,
         layers=worker.layers,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
@@ -16,7 +15,6 @@ from typing import Any, Self, TypeVar
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, NetworkError
 from gennode.mesh.links import Links
-from gennode.mesh.netgroup import LOCAL, net_group
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
     Action,
@@ -31,12 +29,14 @@ from gennode.node.actions import (
     Run,
     Send,
 )
+from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerMachine
+from gennode.node.peers import PeerBook
 from gennode.node.worker import Work, Worker
 from gennode.sharding.route import Gap
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import Announcement, CodecName, Message, Step, as_text
+from gennode.wire.messages import Announcement, CodecName, Message, Reach, Step, as_text
 from gennode.wire.signing import Key
 
 log = logging.getLogger(__name__)
@@ -44,18 +44,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TICK_S = 0.05
-CONNECT_TIMEOUT_S = 10.0
 WARM_PATIENCE_S = 3.0  # a directory exchange takes a second
 HEAR_TIMEOUT_S = 10.0
 QUIET_S = 1.5  # longer than the directory's exchange interval
-RENDEZVOUS_INTERVAL_S = 15.0
-PROVIDERS_WANTED = 16
-MAX_NEIGHBOURS = 256  # whom digests are offered to beside the live workers
-
-
-def rendezvous_key(model: ModelId) -> bytes:
-    """The DHT key under which a model's workers can be found (32 bytes)."""
-    return hashlib.sha256(b"gennode/model/" + model.encode()).digest()
 
 
 class LiveNode:
@@ -68,6 +59,7 @@ class LiveNode:
         *,
         codec_name: CodecName = "int8-outlier",
         on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
+        book: PeerBook | None = None,
     ) -> None:
         self.machine = PeerMachine(
             key, rng=random.SystemRandom(), instance=time.time_ns() // 1_000_000
@@ -80,7 +72,8 @@ class LiveNode:
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
         self._past_work = Work()
         self._on_event = on_event
-        self._neighbours: dict[PeerId, str] = {}  # net group, oldest first
+        self._book = book or PeerBook(None)
+        self._rival = 0
         self._opened: dict[SessionId, asyncio.Future[None]] = {}
         self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
         self._directory_seen = -1
@@ -97,10 +90,14 @@ class LiveNode:
             self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
             stack.callback(self._compute.shutdown, cancel_futures=True)
             self._links = Links(self.transport, self._on_message, self._on_down)
+            self._meeting = Meeting(self.transport, self._book, self._links.learn)
             await stack.enter_async_context(self._links)
             group = await stack.enter_async_context(asyncio.TaskGroup())
+            self.locate(reach="unknown", relay=False)
             ticking = group.create_task(self._keep_ticking())
             stack.callback(ticking.cancel)
+            keeping = group.create_task(self._meeting.keep_book(self._good))
+            stack.callback(keeping.cancel)
             self._group = group
             self._stack = stack.pop_all()
         return self
@@ -111,7 +108,8 @@ class LiveNode:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._act(self.machine.leave(self._now_s(), self._known()))
+        self._book.save(self._good())
+        self._act(self.machine.leave(self._now_s(), self._meeting.known))
         self._has_left = True  # what still comes in finds nobody to act on it
         try:
             await self._stack.__aexit__(kind, error, trace)
@@ -135,12 +133,25 @@ class LiveNode:
         model = worker.engine.model
         await self.in_engine_thread(worker.hosting)
         self._workers[model] = worker
-        self.machine.locate(self.transport.addresses(), reach="unknown", relay=False)
         self.machine.serve(worker.terms(), worker.hosting())
-        self._act(self.machine.tick(self._now_s(), self._known()))  # announced from here on
+        self._act(self.machine.tick(self._now_s(), self._meeting.known))  # announced from here on
         if model not in self._seeking:
-            self._seeking[model] = self._group.create_task(self._keep_rendezvous(model))
+            self._seeking[model] = self._group.create_task(self._meeting.keep_rendezvous(model))
             self._stack.callback(self._seeking[model].cancel)
+
+    @property
+    def tasks(self) -> asyncio.TaskGroup:
+        """What runs as a part of this node."""
+        return self._group
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something for as long as the node runs; what it raises ends the node."""
+        task = self._group.create_task(work)
+        self._stack.callback(task.cancel)
+
+    def locate(self, *, reach: Reach, relay: bool) -> None:
+        """Announce the transport's addresses of now, and how this node can be reached."""
+        self.machine.locate(self.transport.addresses(), reach=reach, relay=relay)
 
     async def drop(self, model: ModelId) -> None:
         """Host a model no longer: it must be idle. Its memory is free when this returns."""
@@ -154,20 +165,16 @@ class LiveNode:
             await self.in_engine_thread(lambda: None)  # jobs that were queued for it are over
 
     async def bootstrap(self, addresses: Sequence[str]) -> None:
-        """Connect to the first peers; NetworkError if none of them answers."""
-        failures: list[NetworkError] = []
-        for address in addresses:
-            try:
-                peer = await self.transport.connect(address, timeout_s=CONNECT_TIMEOUT_S)
-            except NetworkError as error:
-                failures.append(error)
-                continue
-            self._links.learn(peer, (address,))
-            self._neighbours[peer] = net_group((address,))
-        if failures and not self._neighbours:
-            raise failures[0]
-        for failure in failures:
-            log.warning("bootstrap: %s", failure)
+        """Connect to the first peers, or without any to those that we knew in earlier runs.
+
+        NetworkError if there are addresses and none of them answers.
+        """
+        await self._meeting.bootstrap(addresses)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether we know of nobody to exchange the directory with."""
+        return not self._meeting.known
 
     async def find_workers(self, model: ModelId, layers: int, *, timeout_s: float) -> None:
         """Wait until the directory covers a model's layers, or the time is over.
@@ -175,7 +182,7 @@ class LiveNode:
         For a moment only layers that are loaded count: the first worker that we hear of would
         often load all the others' as well.
         """
-        await self._rendezvous(model, provide=False)
+        await self._meeting.rendezvous(model, provide=False)
         start_s, whole, own = self._now_s(), Span(0, layers), self.machine.peer
         for find, patience_s in (
             (self.machine.warm_route, min(WARM_PATIENCE_S, timeout_s)),
@@ -189,7 +196,7 @@ class LiveNode:
 
     async def hear(self, model: ModelId) -> None:
         """Wait for the first announcement, then until no more come for a moment."""
-        await self._rendezvous(model, provide=False)
+        await self._meeting.rendezvous(model, provide=False)
         deadline_s = self._now_s() + HEAR_TIMEOUT_S
         quiet_s = QUIET_S if self.live() else HEAR_TIMEOUT_S
         while await self._directory_changes(min(quiet_s, deadline_s - self._now_s())):
@@ -211,32 +218,25 @@ class LiveNode:
         while True:
             if self._crash is not None:
                 raise self._crash
-            self._act(self.machine.tick(self._now_s(), self._known()))
+            self._act(self.machine.tick(self._now_s(), self._meeting.known))
+            self._notice_twin()
             await asyncio.sleep(TICK_S)
 
-    async def _keep_rendezvous(self, model: ModelId) -> None:
-        while True:
-            await self._rendezvous(model, provide=True)
-            await asyncio.sleep(RENDEZVOUS_INTERVAL_S)
+    def _good(self) -> list[Where]:
+        return [(peer, self.machine.addresses(peer)) for peer in self.machine.good_neighbours]
 
-    async def _rendezvous(self, model: ModelId, *, provide: bool) -> None:
-        """Meet peers of the same model through the DHT. A hint only: what it can't do, the
-        directory's exchange with the bootstrap peers does."""
-        key = rendezvous_key(model)
-        try:
-            if provide:
-                await self.transport.provide(key)
-            found = await self.transport.find_providers(
-                key, limit=PROVIDERS_WANTED, timeout_s=CONNECT_TIMEOUT_S
-            )
-        except NetworkError as error:
-            log.info("rendezvous: %s", error)
-            return
-        for peer in found:
-            if peer != self.machine.peer:
-                self._neighbours.setdefault(peer, LOCAL)
-        while len(self._neighbours) > MAX_NEIGHBOURS:  # the DHT forgets the dead only slowly
-            del self._neighbours[next(iter(self._neighbours))]
+    def _notice_twin(self) -> None:
+        """Two nodes with one key: the one that began later ends, once the other has seen it."""
+        rival = self.machine.rival
+        if rival is not None and rival.instance != self._rival:
+            self._rival = rival.instance
+            log.warning(
+                "duplicate_identity peer=%s instance=%d stays=%s addresses=%s",
+                rival.peer, rival.instance, not self.machine.is_superseded, rival.addresses,
+            )  # fmt: skip
+        if self.machine.is_superseded:
+            hint = "stop that one, or give this one a folder of its own with --state"
+            self.fail(NetworkError("another node runs with this node's key", hint=hint))
 
     def live(self) -> tuple[Announcement, ...]:
         """Every announcement that is alive."""
@@ -247,9 +247,6 @@ class LiveNode:
         """What this node has computed for others."""
         return sum((worker.work for worker in self._workers.values()), self._past_work)
 
-    def _known(self) -> dict[PeerId, str]:
-        return self._neighbours
-
     def _now_s(self) -> float:
         return time.monotonic()
 
@@ -258,11 +255,8 @@ class LiveNode:
     def _on_message(self, sender: PeerId, message: Message, payload: bytes) -> None:
         self._act(self.machine.receive(sender, message, payload, self._now_s()))
 
-    def _on_down(self, peer: PeerId, reason: str, breach: bool) -> None:
-        reason = as_text(reason)
-        if breach:
-            log.warning("peer_misbehaved peer=%s why=%s", peer, reason)
-        self._act(self.machine.peer_down(peer, reason, self._now_s()))
+    def _on_down(self, peer: PeerId, reason: str, _breach: bool) -> None:
+        self._act(self.machine.peer_down(peer, as_text(reason), self._now_s()))
 
     def _act(self, actions: list[Action]) -> None:
         if self._has_left:
@@ -280,8 +274,9 @@ class LiveNode:
         if self.machine.directory_version != self._directory_seen:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
-            for seen, _teller in self.machine.take_news():
+            for seen, teller in self.machine.take_news():
                 self._links.learn(seen.peer, seen.addresses)
+                self._book.hear(seen, teller)
 
     def _tell(self, event: Event) -> None:
         match event:

@@ -103,6 +103,11 @@ class PeerMachine:
         self._renewed_s = float("-inf")
 
     @property
+    def reach(self) -> Reach:
+        """How others reach this peer, as far as it knows."""
+        return self._reach
+
+    @property
     def hosting(self) -> tuple[Hosting, ...]:
         """What is announced of the layers that are hosted."""
         return tuple(self._hosting.values())
@@ -321,9 +326,11 @@ class PeerMachine:
         return self._told_sessions != self.hosted_sessions and now_s - self._renewed_s >= RENEW_S
 
     @property
-    def twin(self) -> Announcement | None:
-        """What another node, or a past run of ours, announced last with our key."""
-        return self._directory.twin
+    def rival(self) -> Announcement | None:
+        """What a node announced that runs with our key now: a newer one, or one that knows us."""
+        twin = self._directory.twin
+        is_now = twin is not None and (twin.instance > self._instance or self.is_superseded)
+        return twin if is_now else None
 
     @property
     def is_superseded(self) -> bool:

@@ -8,33 +8,51 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gennode.errors import NetworkError
+from gennode.mesh.observer import Observer
+from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.control import answering
 from gennode.node.live import LiveNode
-from gennode.node.transports import TransportName, start_transport
+from gennode.node.peers import PeerBook
+from gennode.node.reaching import Reaching
+from gennode.node.transports import Listening, start_transport
 from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
 
 
 @dataclass(frozen=True)
 class Running:
-    """A node that runs. `status_socket`: the unix socket that answers with its status."""
+    """A node that runs. `status_socket`: the unix socket that answers with its status.
+
+    `reaching`: how others reach it; None on a transport that knows no NATs.
+    """
 
     node: LiveNode
     status_socket: Path
+    reaching: Reaching | None
+
+    async def settle(self) -> None:
+        """Find out how others reach us; a relay proves that it carries what sessions need.
+
+        NetworkError if it doesn't.
+        """
+        if self.reaching is not None:
+            await self.reaching.check()
+            await self.reaching.prove_relay()
 
 
 @asynccontextmanager
 async def running(
     key: Key,
+    listening: Listening = Listening(),  # noqa: B008 - frozen
     *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    transport_name: TransportName = "p2pd",
     codec_name: CodecName = "int8-outlier",
     on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
+    peers: Path | None = None,
 ) -> AsyncIterator[Running]:
-    """A node that listens on `host` and `port` (0: any free one).
+    """A node that listens, and answers for its status.
+
+    `peers`: the file by which it finds old acquaintances again; without one it keeps none.
 
     If the transport dies, so does the node, with a NetworkError that has its last words.
     """
@@ -44,12 +62,19 @@ async def running(
         for node in nodes:
             node.fail(NetworkError(reason, hint="start the node again"))
 
-    transport = await start_transport(transport_name, key, host=host, port=port, on_exit=on_exit)
+    transport = await start_transport(key, listening, on_exit=on_exit)
     path = transport.folder / "status"
     try:
-        async with LiveNode(transport, key, codec_name=codec_name, on_event=on_event) as node:
+        async with LiveNode(
+            transport, key, codec_name=codec_name, on_event=on_event, book=PeerBook(peers)
+        ) as node:
             nodes.append(node)
+            await Observer(transport, node.tasks).start()
+            reaching = None
+            if isinstance(transport, P2pdTransport):
+                reaching = Reaching(node, transport)
+                node.keep(reaching.keep())
             async with answering(node, path):
-                yield Running(node, path)
+                yield Running(node, path, reaching)
     finally:
         await transport.close()

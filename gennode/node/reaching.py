@@ -1,0 +1,94 @@
+"""Finding out how others can reach this node, taking the role that follows, telling the swarm."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gennode.errors import GennodeError, NetworkError
+from gennode.mesh.observer import ask_observers
+from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.reach import Sighting
+from gennode.mesh.relay import check_relay
+from gennode.mesh.roles import Role, is_reached_by_relay, next_role
+from gennode.node.live import LiveNode
+from gennode.wire.messages import Reach
+
+log = logging.getLogger(__name__)
+
+OBSERVERS_ASKED = 4
+REFRESH_S = 1.0  # a relay that dies takes its addresses with it
+REFRESHES_PER_CHECK = 600  # routers restart, and hand out new addresses
+RELAY_TRIES = 5
+
+
+class Reaching:
+    """Watches our addresses and what observers say of them."""
+
+    def __init__(self, node: LiveNode, transport: P2pdTransport) -> None:
+        self._node = node
+        self._transport = transport
+        self.sightings: tuple[Sighting, ...] = ()
+        """What the observers that were asked last saw."""
+        self._tell()
+
+    @property
+    def reach(self) -> Reach:
+        """How others reach us, as far as we know."""
+        if self._transport.role is not Role.PRIVATE:
+            return "direct"
+        return "relayed" if is_reached_by_relay(self._transport.addresses()) else "unknown"
+
+    async def keep(self) -> None:
+        """Announce new addresses as they come and withdraw those that go; now and then ask
+        observers, and change the role when they say that it is wrong."""
+        while True:
+            for _ in range(REFRESHES_PER_CHECK):
+                await asyncio.sleep(REFRESH_S)
+                await self._refresh()
+            await self.check()
+
+    async def _refresh(self) -> None:
+        try:
+            changed = await self._transport.refresh()
+        except GennodeError as error:  # the daemon can't be started just now
+            log.info("addresses: %s", error)
+        else:
+            if changed:
+                self._tell()
+
+    async def prove_relay(self) -> None:
+        """If we relay, send more through us than the relays of others let pass.
+
+        NetworkError if that fails however often the daemon is started anew.
+        """
+        if self._transport.role is not Role.RELAY:
+            return
+        for tries_left in reversed(range(RELAY_TRIES)):
+            try:
+                await check_relay(self._transport.addresses()[0])
+            except NetworkError as error:
+                if not tries_left:
+                    raise
+                log.warning("relay: %s; starting it again", error)
+                await self._transport.become(Role.RELAY)
+            else:
+                return
+
+    async def check(self) -> None:
+        """Ask observers, and take the role that follows: a matter of seconds."""
+        if self._transport.role not in (Role.PUBLIC, Role.PRIVATE):
+            return
+        try:
+            peers = sorted(await self._transport.direct_peers())[:OBSERVERS_ASKED]
+            self.sightings = await ask_observers(self._transport, peers, self._transport.port)
+            role = next_role(self._transport.role, self.sightings)
+            if role is not self._transport.role:
+                log.info("reach: %s, say %d observers", role, len(self.sightings))
+                await self._transport.become(role)
+        except GennodeError as error:
+            log.info("reach: %s", error)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._node.locate(reach=self.reach, relay=self._transport.role is Role.RELAY)
