@@ -37,7 +37,8 @@ from gennode.wire.signing import SEED_BYTES, Key
 PEERS = (1, 2, 4)
 FIGURE_PEERS = 2
 LAYERS = 1  # of the 1.1 B shape, with its embedding and head: 350 MB
-SCRATCH = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # disks would hide the rest
+_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder made in it is private
+SCRATCH = _MEMORY if _MEMORY.is_dir() else None  # a disk would hide the rest
 CACHE = Path(__file__).resolve().parent.parent / ".bench"
 TIMEOUT_S = 60.0
 
@@ -154,7 +155,8 @@ async def _copy_tcp(port: int, manifest: Manifest) -> float:
                 if storing is not None:
                     await storing
                 storing = group.create_task(asyncio.to_thread(store, chunk, expected))
-        await asyncio.to_thread(lambda: (copy.flush(), os.fsync(copy.fileno())))
+        await asyncio.to_thread(copy.flush)
+        await asyncio.to_thread(os.fsync, copy.fileno())
         taken_s = time.perf_counter() - start_s
         writer.close()
         return file.size_bytes / 1e6 / taken_s
@@ -192,7 +194,7 @@ async def _send_blobs(folder: Path) -> None:
 
 async def _send_tcp(folder: Path) -> None:
     async def send(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with open(folder / SINGLE, "rb") as file:
+        with await asyncio.to_thread(open, folder / SINGLE, "rb") as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 writer.write(chunk)
                 await writer.drain()
