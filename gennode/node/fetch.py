@@ -22,7 +22,8 @@ from gennode.mesh.blob_server import BlobServer, Shelf
 from gennode.mesh.blob_stream import ask_manifest
 from gennode.mesh.blobs import MAX_SOURCES, PROTOCOL
 from gennode.mesh.transport import Stream
-from gennode.node.live import LiveNode, rendezvous_key
+from gennode.node.live import LiveNode
+from gennode.node.meeting import rendezvous_key
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import Manifest
@@ -82,11 +83,13 @@ async def fetch_span(
 
     for _ in range(ROUNDS):
         positions = await asyncio.to_thread(needed, manifest, partial.read_bytes, span, owner=owner)
+        if positions <= partial.held:
+            await asyncio.to_thread(partial.flush)
+            return folder
         missing = await asyncio.to_thread(partial.want, positions)
         missing = await asyncio.to_thread(_copy, missing, local, partial)
         if not missing:
-            await asyncio.to_thread(partial.flush)
-            return folder
+            continue  # what was on the disk shows what else is needed
         honest = [peer for peer in sources if peer not in liars]
         with progress("fetching weights", unit="bytes") as report:
             keep = _counting(partial.keep, sum(missing.values()), report)
