@@ -38,7 +38,7 @@ def command(
     context: click.Context,
     *,
     bootstrap: tuple[str, ...],
-    host: str,
+    host: str | None,
     port: int,
     state: Path,
     model: str,
@@ -64,11 +64,12 @@ def command(
     from gennode.node.examine import examine
     from gennode.node.facts import Wanted
     from gennode.node.finding import exit_code
+    from gennode.node.transports import Listening
 
     wanted = Wanted(
         state=str(state),
         model=model,
-        host=host,
+        host=Listening(bootstrap=bootstrap, host=host).where(),
         port=port,
         bootstrap=bootstrap,
         memory_bytes=memory,

@@ -54,6 +54,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     codec_s: float
     step_bytes: int
     workers: tuple[WorkerView, ...]
+    rival: tuple[str, ...] | None = None
+    """Addresses of another node that runs with this one's key."""
 
 
 def status_of(node: LiveNode) -> NodeStatus:
@@ -68,7 +70,7 @@ def status_of(node: LiveNode) -> NodeStatus:
         )
         for seen in node.live()
     )
-    work = node.work
+    work, rival = node.work, node.machine.rival
     return NodeStatus(
         peer=node.machine.peer,
         addresses=node.transport.addresses(),
@@ -78,6 +80,7 @@ def status_of(node: LiveNode) -> NodeStatus:
         codec_s=work.codec_s,
         step_bytes=node.step_bytes,
         workers=workers,
+        rival=None if rival is None else rival.addresses,
     )
 
 

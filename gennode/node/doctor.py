@@ -70,7 +70,9 @@ def _fits(package: Package) -> bool:
     return SpecifierSet(package.wanted).contains(version, prereleases=True)
 
 
-def _python(python: Package) -> Finding:
+def _python(python: Package | Failure) -> Finding:
+    if isinstance(python, Failure):
+        return failed("python", python)
     if _fits(python):
         return ok("python", f"{python.installed}")
     words = f"{python.installed} is not {python.wanted}"
@@ -218,7 +220,15 @@ def _state(facts: Facts) -> Iterator[Finding]:
     if isinstance(state.node, Failure):
         yield failed("node", state.node)
     elif state.node is not None:
-        yield ok("node", f"it runs, and knows {state.node.workers} workers")
+        yield _node(state.node)
+
+
+def _node(node: OwnNode) -> Finding:
+    if node.rival is None:
+        return ok("node", f"it runs, and knows {node.workers} workers")
+    where = " or ".join(node.rival) or "an address that nobody knows"
+    fix = "stop one of them, or give it a folder of its own with --state: keys are never shared"
+    return fail("node", f"another node runs with its key, at {where}", fix, UsageError)
 
 
 def _port(facts: Facts) -> Finding:

@@ -75,7 +75,7 @@ def reach(facts: Facts, network: Network) -> Reachability:
     if is_dialable(network.sightings):
         return Reachability.DIRECT
     if any(isinstance(relay.check, RelayCheck) for relay in network.relays):
-        is_cone = nat_kind(network.sightings, facts.own_hosts) is Nat.CONE
+        is_cone = nat_kind(network.sightings, network.own_hosts) is Nat.CONE
         return Reachability.PUNCHABLE if is_cone else Reachability.RELAYED
     if any(sighting.dialled is Dialled.NOT_REACHED for sighting in network.sightings):
         return Reachability.UNREACHABLE
@@ -116,7 +116,7 @@ def _views(network: Network) -> set[tuple[tuple[str, int], tuple[str, int]]]:
 def _nat(facts: Facts, network: Network) -> Finding:
     if not network.sightings:
         return skip("nat", _NOBODY)
-    nat = nat_kind(network.sightings, facts.own_hosts)
+    nat = nat_kind(network.sightings, network.own_hosts)
     if nat is Nat.UNKNOWN:
         return skip("nat", "unknown: it takes two observers at different addresses to tell")
     if nat is not Nat.NONE and stays_on_loopback(facts.wanted, facts.state):
@@ -168,7 +168,7 @@ def _punchable(network: Network) -> Finding:
 
 
 def _opening(facts: Facts, network: Network) -> str:
-    if nat_kind(network.sightings, facts.own_hosts) is Nat.NONE:
+    if nat_kind(network.sightings, network.own_hosts) is Nat.NONE:
         port = network.dialled_port
         return f"open TCP port {port} in this machine's firewall, and start with --port {port}"
     return _forwarding(network)

@@ -13,7 +13,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageMetadata, PackageNotFoundError
 from pathlib import Path
 from typing import TypeVar
 
@@ -77,6 +78,7 @@ async def examine(
                 task.add_done_callback(count)
                 return task
 
+            python = look(_python)
             packages = look(_packages)
             program = look(lambda: _binary(binary))
             temporary = look(_temporary)
@@ -92,7 +94,7 @@ async def examine(
     state, listening, network = mesh.result()
     return Facts(
         wanted=wanted,
-        python=_python(),
+        python=python.result(),
         packages=packages.result(),
         binary=program.result(),
         temporary=temporary.result(),
@@ -103,7 +105,6 @@ async def examine(
         memory=memory.result(),
         model=model.result(),
         gpu=gpu.result(),
-        own_hosts=own_hosts(),
         listening=listening,
         network=network,
     )
@@ -113,6 +114,14 @@ def attempt(look: Callable[[], T]) -> T | Failure:
     """What `look` finds, or why it can't."""
     try:
         return look()
+    except Exception as error:  # noqa: BLE001 - task root: a broken check must not end the others
+        return _failure(error)
+
+
+async def attempt_waiting(look: Awaitable[T]) -> T | Failure:
+    """The same for what waits, such as for the network."""
+    try:
+        return await look
     except Exception as error:  # noqa: BLE001 - task root: a broken check must not end the others
         return _failure(error)
 
@@ -129,21 +138,29 @@ def _failure(error: Exception) -> Failure:
 # -- the machine ------------------------------------------------------------------------------
 
 
+def _own_metadata() -> PackageMetadata:
+    try:
+        return importlib.metadata.metadata("gennode")
+    except PackageNotFoundError as error:
+        hint = "pip install the folder that it lies in"
+        raise UsageError("gennode runs without being installed", hint=hint) from error
+
+
 def _python() -> Package:
-    wanted = importlib.metadata.metadata("gennode")["Requires-Python"]
+    wanted = _own_metadata()["Requires-Python"]
     return Package("python", platform.python_version(), wanted)
 
 
 def _packages() -> tuple[Package, ...]:
     """What gennode requires, extras aside, and what is installed of it."""
     found = []
-    for text in importlib.metadata.requires("gennode") or []:
+    for text in _own_metadata().get_all("Requires-Dist") or []:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             installed = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
+        except PackageNotFoundError:
             installed = None
         found.append(Package(requirement.name, installed, str(requirement.specifier)))
     return tuple(found)
@@ -206,12 +223,6 @@ def _model(wanted: Wanted) -> Model | None:
     return Model(str(path), shape.layers, hosting_bytes(shape, 1, **plan), fitting, is_hashed)
 
 
-def own_hosts() -> tuple[str, ...]:
-    """IP addresses of this machine, without the interface that IPv6 names after a `%`."""
-    every = (each.address for names in psutil.net_if_addrs().values() for each in names)
-    return tuple(sorted({host.partition("%")[0] for host in every if ":" in host or "." in host}))
-
-
 # -- the node ---------------------------------------------------------------------------------
 
 
@@ -223,26 +234,21 @@ async def _mesh(
     Where the port is taken, by the node that runs or by another program, any free one will do
     to look at the rest.
     """
-    state = await _state(Path(wanted.state))
-    listening = await asyncio.to_thread(attempt, lambda: check_free(wanted.host, wanted.port))
+    state = await attempt_waiting(_state(Path(wanted.state)))
+    listening = attempt(lambda: check_free(wanted.host, wanted.port))
+    if listening is not None and attempt(lambda: check_free(wanted.host, 0)) is not None:
+        return state, listening, None
     node = None if isinstance(state, Failure) else state.node
-    dialled = _port_of(node) if isinstance(node, OwnNode) else None
-    port = wanted.port
-    if listening is not None:
-        port = 0
-        if await asyncio.to_thread(attempt, lambda: check_free(wanted.host, 0)) is not None:
-            return state, listening, None
-    try:
-        network = await probe(
+    network = await attempt_waiting(
+        probe(
             wanted.host,
-            port,
+            wanted.port if listening is None else 0,
             bootstrap=wanted.bootstrap,
-            dialled_port=dialled,
+            dialled_port=_port_of(node) if isinstance(node, OwnNode) else None,
             may_need_relay=not stays_on_loopback(wanted, state),
             binary=binary,
         )
-    except Exception as error:  # noqa: BLE001 - task root: a broken check must not end the others
-        return state, listening, _failure(error)
+    )
     return state, listening, network
 
 
@@ -250,31 +256,26 @@ def _port_of(node: OwnNode) -> int | None:
     return next((found[1] for found in map(endpoint, node.addresses) if found), None)
 
 
-async def _state(path: Path) -> State | Failure:
-    folder = StateFolder(path)
-    if path.exists() and not path.is_dir():
-        error = ResourceError(f"{path} is no folder", hint="choose another with --state")
-        return Failure.of(error)
-    nearest = _nearest(path)
-    key = await asyncio.to_thread(attempt, folder.known_key)
+async def _state(path: Path) -> State:
+    folder, nearest = StateFolder(path), _nearest(path)
+    if nearest == path.absolute() and not path.is_dir():
+        raise ResourceError(f"{path} is no folder", hint="choose another with --state")
+    key = attempt(folder.known_key)
     return State(
         path=str(path),
         mode=stat.S_IMODE(path.stat().st_mode) if path.exists() else None,
         is_writable=nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
         key=key.peer if isinstance(key, Key) else key,
-        node=await _own_node(folder),
+        node=await attempt_waiting(_own_node(folder)),
     )
 
 
-async def _own_node(folder: StateFolder) -> OwnNode | Failure | None:
-    try:
-        if not folder.is_running():
-            return None
-        card = folder.card()
-        if card is None:
-            hint = "wait until it is, or stop it"
-            raise UsageError(f"the node that runs from {folder.path} is not ready", hint=hint)
-        status = await ask_status(card.control)
-    except GennodeError as error:
-        return Failure.of(error)
-    return OwnNode(status.peer, status.addresses, len(status.workers))
+async def _own_node(folder: StateFolder) -> OwnNode | None:
+    if not folder.is_running():
+        return None
+    card = folder.card()
+    if card is None:
+        hint = "wait until it is, or stop it"
+        raise UsageError(f"the node that runs from {folder.path} is not ready", hint=hint)
+    status = await ask_status(card.control)
+    return OwnNode(status.peer, status.addresses, len(status.workers), status.rival)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from gennode.errors import GennodeError, NetworkError
 from gennode.mesh.multiaddr import split_peer
 from gennode.mesh.observer import ask_observer
@@ -74,7 +76,7 @@ async def probe(
         await transport.close()
     needs_relay = may_need_relay and not is_dialable(sightings)
     relays = await try_relays(reached) if needs_relay else ()
-    return Network(started_s, dialled, bootstraps, sightings, relays)
+    return Network(started_s, own_hosts(), dialled, bootstraps, sightings, relays)
 
 
 async def try_relays(
@@ -97,6 +99,12 @@ async def try_relays(
     async with asyncio.TaskGroup() as group:
         checks = [group.create_task(check(address)) for address in tried]
     return tuple(each.result() for each in checks)
+
+
+def own_hosts() -> tuple[str, ...]:
+    """IP addresses of this machine, without the interface that IPv6 names after a `%`."""
+    every = (each.address for names in psutil.net_if_addrs().values() for each in names)
+    return tuple(sorted({host.partition("%")[0] for host in every if ":" in host or "." in host}))
 
 
 async def _meet(transport: P2pdTransport, address: str) -> Bootstrap:

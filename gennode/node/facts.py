@@ -84,11 +84,15 @@ class Disk:
 
 @dataclass(frozen=True)
 class OwnNode:
-    """The node that runs from the state folder, and whom it knows."""
+    """The node that runs from the state folder, and how many workers it knows.
+
+    `rival`: addresses of another node with its key, None if it knows of none.
+    """
 
     peer: PeerId
     addresses: tuple[str, ...]
     workers: int
+    rival: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,9 +151,13 @@ class RelayTrial:
 
 @dataclass(frozen=True)
 class Network:
-    """What the mesh answered. `sightings`: one per observer; `dialled_port`: what they dialled."""
+    """What the mesh answered. `sightings`: one per observer; `dialled_port`: what they dialled.
+
+    `own_hosts`: the IP addresses of this machine.
+    """
 
     start_s: float
+    own_hosts: tuple[str, ...]
     dialled_port: int
     bootstraps: tuple[Bootstrap, ...]
     sightings: tuple[Sighting, ...]
@@ -161,7 +169,7 @@ class Facts:
     """All that was measured. `listening`, `gpu`: None where it works."""
 
     wanted: Wanted
-    python: Package
+    python: Package | Failure
     packages: tuple[Package, ...] | Failure
     binary: Binary | Failure
     temporary: Temporary | Failure
@@ -173,7 +181,6 @@ class Facts:
     model: Model | Failure | None
     """None: its weights come from peers, who know how large it is."""
     gpu: Failure | None
-    own_hosts: tuple[str, ...]
     listening: Failure | None
     network: Network | Failure | None
     """None: not tried, for we can't listen."""

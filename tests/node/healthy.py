@@ -53,7 +53,7 @@ def sightings(
 
 WORKING_RELAY = RelayTrial(RELAY, RelayCheck(slot_s=0.7, round_trip_s=0.04, carry_s=0.2))
 
-NETWORK = Network(0.3, PORT, (Bootstrap(RELAY, 0.012),), sightings(2), ())
+NETWORK = Network(0.3, ("127.0.0.1", HERE), PORT, (Bootstrap(RELAY, 0.012),), sightings(2), ())
 """Others dial us directly."""
 
 CONE = sightings(4, dialled=Dialled.NOT_REACHED, host=OUTSIDE)
@@ -75,7 +75,6 @@ FACTS = Facts(
     memory=Memory(16 * GIB, 12 * GIB, 6 * GIB),
     model=Model("/model", 22, GIB // 4, 22, True),
     gpu=None,
-    own_hosts=("127.0.0.1", HERE),
     listening=None,
     network=NETWORK,
 )

@@ -59,6 +59,7 @@ FAULTS = [
     ("state folder", replace(FACTS, state=replace(STATE, mode=0o755)), Level.WARN, 0),
     ("key", replace(FACTS, state=replace(STATE, key=REFUSED)), Level.FAIL, 4),
     ("node", replace(FACTS, state=replace(STATE, node=REFUSED)), Level.FAIL, 4),
+    ("node", replace(FACTS, state=replace(STATE, node=replace(OWN, rival=()))), Level.FAIL, 2),
     ("disk (state)", replace(FACTS, state_disk=Disk("/state", 1000)), Level.FAIL, 6),
     ("disk (cache)", replace(FACTS, cache_disk=Disk("/cache", 1000)), Level.WARN, 0),
     ("model", replace(FACTS, model=REFUSED), Level.FAIL, 4),

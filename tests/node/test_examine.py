@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gennode.engine.weights import find_model
 from gennode.mesh.p2pd import P2pdTransport
 from gennode.node.control import NodeStatus
 from gennode.node.doctor import diagnose
-from gennode.node.examine import attempt, examine, own_hosts
+from gennode.node.examine import attempt, attempt_waiting, examine
 from gennode.node.facts import Facts, Failure, Wanted
 from gennode.node.finding import Finding, Level, exit_code
 from gennode.node.state import NodeCard, StateFolder
@@ -224,16 +224,16 @@ async def test_another_identity_at_a_bootstrap_is_named(machine: Machine) -> Non
     assert "address that it prints" in lost.fix
 
 
-async def test_the_node_that_runs_is_asked_and_its_port_is_no_fault(machine: Machine) -> None:
-    state = machine.state
-    taken = taken_port(machine)
+@pytest.mark.parametrize("rival", [None, ("/ip4/192.0.2.1/tcp/4001/p2p/x",)])
+async def test_the_node_that_runs_is_asked(rival: tuple[str, ...] | None, machine: Machine) -> None:
+    """Its port is no fault, but another node with its key is."""
+    state, taken = machine.state, taken_port(machine)
     own = f"/ip4/127.0.0.1/tcp/{taken.wanted.port}/p2p/{state.key().peer}"
-    told = NodeStatus(state.key().peer, (own,), 0, 0, 0.0, 0.0, 0, ())
-    status = msgspec.json.encode(told)
+    told = NodeStatus(state.key().peer, (own,), 0, 0, 0.0, 0.0, 0, (), rival)
     control = str(machine.folder / "control")
 
     async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(status)
+        writer.write(msgspec.json.encode(told))
         writer.close()
         await writer.wait_closed()
 
@@ -242,8 +242,25 @@ async def test_the_node_that_runs_is_asked_and_its_port_is_no_fault(machine: Mac
         async with await asyncio.start_unix_server(answer, control):
             _, findings = await examined(taken)
     said = {each.check: each for each in findings}
-    assert said["node"].level is said["port"].level is Level.OK
-    assert exit_code(findings) == 0
+    assert said["port"].level is Level.OK
+    assert said["node"].level is (Level.FAIL if rival else Level.OK)
+    assert not rival or rival[0] in said["node"].words
+    assert exit_code(findings) == (2 if rival else 0)
+
+
+async def test_progress_is_told_of_every_check(machine: Machine) -> None:
+    told: list[tuple[int, int]] = []
+
+    @contextmanager
+    def progress(title: str, *, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+        assert title
+        assert unit == "checks"
+        yield lambda done, total: told.append((done, total))
+
+    await examine(machine.wanted, progress=progress)
+    done = [count for count, _ in told]
+    assert done == sorted(done)
+    assert told[-1] == (len(told), len(told))
 
 
 async def test_a_model_that_peers_have_is_no_fault(machine: Machine) -> None:
@@ -252,16 +269,14 @@ async def test_a_model_that_peers_have_is_no_fault(machine: Machine) -> None:
     assert exit_code(findings) == 0
 
 
-def test_own_hosts_are_addresses() -> None:
-    assert "127.0.0.1" in own_hosts()
-    assert not [host for host in own_hosts() if "%" in host]
-
-
-def test_a_check_that_breaks_is_a_failure_of_its_own() -> None:
+async def test_a_check_that_breaks_is_a_failure_of_its_own() -> None:
     def broken() -> int:
         return 1 // 0
 
-    failure = attempt(broken)
-    assert isinstance(failure, Failure)
-    assert "ZeroDivisionError" in failure.words
-    assert failure.exit_code == 1
+    async def broken_later() -> int:
+        return broken()
+
+    for failure in (attempt(broken), await attempt_waiting(broken_later())):
+        assert isinstance(failure, Failure)
+        assert "ZeroDivisionError" in failure.words
+        assert failure.exit_code == 1

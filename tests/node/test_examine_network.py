@@ -21,7 +21,7 @@ from gennode.mesh.reach import Dialled
 from gennode.mesh.relay import RelayCheck
 from gennode.mesh.roles import Role
 from gennode.node.doctor import diagnose
-from gennode.node.examine_network import probe, try_relays
+from gennode.node.examine_network import own_hosts, probe, try_relays
 from gennode.node.facts import Failure, Network
 from gennode.node.finding import Finding, Level
 from gennode.wire.signing import Key
@@ -93,7 +93,7 @@ async def behind_router(addresses: list[str], *, port: int) -> AsyncIterator[lis
 
 def found(network: Network, check: str) -> Finding:
     """What a node that listens on a real address is told."""
-    findings = diagnose(replace(FACTS, network=network, own_hosts=("127.0.0.1",)))
+    findings = diagnose(replace(FACTS, network=network))
     (finding,) = [each for each in findings if each.check == check]
     return finding
 
@@ -230,6 +230,11 @@ async def test_each_address_that_fails_says_why() -> None:
     assert isinstance(malformed, Failure)
     assert refused.words == f"{gone}: dial tcp4 127.0.0.1:1: connect: connection refused"
     assert (refused.exit_code, malformed.exit_code) == (4, 2)
+
+
+def test_own_hosts_are_addresses() -> None:
+    assert "127.0.0.1" in own_hosts()
+    assert not [host for host in own_hosts() if "%" in host]
 
 
 async def test_a_daemon_that_never_comes_up_is_given_up(tmp_path: Path) -> None:
