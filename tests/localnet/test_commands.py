@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,16 @@ NATLAB = [sys.executable, "-m", "localnet.natlab"]
 needs_lab = pytest.mark.skipif(bool(available()), reason=f"NO NAT LAB HERE: {available()}")
 
 
+@contextmanager
+def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process from the checkout; a test that fails doesn't wait for it."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def natlab(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [*NATLAB, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -28,9 +40,7 @@ def natlab(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_lab_is_up_until_it_is_told() -> None:
     place = f"casa{os.getpid()}"  # so that no other run of these tests is meant
     arguments = ["up", "--home", f"{place}=symmetric:1", "--public", "plaza"]
-    with subprocess.Popen(
-        [*NATLAB, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as lab:
+    with running([*NATLAB, *arguments]) as lab:
         assert lab.stdout is not None
         plaza, casa, *_ = (lab.stdout.readline().split() for _ in range(3))
         assert plaza == ["plaza", "11.1.0.1"]
@@ -40,7 +50,7 @@ def test_a_lab_is_up_until_it_is_told() -> None:
         assert "--random-fully" in natlab("exec", f"{place}.router", "iptables-save").stdout
         assert "0 labs have a 'hut'" in natlab("exec", "hut", "true").stderr
         assert natlab("down", place).returncode == 0
-        assert lab.wait() == 128 + signal.SIGTERM
+        assert lab.wait() == -signal.SIGTERM
     assert namespaces.names(f"natlab-{lab.pid}.") == []
 
 
@@ -52,14 +62,11 @@ def test_down_leaves_the_labs_of_others_alone() -> None:
         f"with Lab({{}}, {{'{place}': Link()}}) as lab:\n"
         "    print(lab.family, flush=True)\n    while True: time.sleep(0.01)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as other:
+    with running([sys.executable, "-c", script]) as other:
         assert other.stdout is not None
         family = other.stdout.readline().strip()
         assert natlab("down", place).returncode == 0
         assert namespaces.names(family) == [f"{family}{place}"]
-        other.terminate()
     assert namespaces.names(family) == []
 
 
