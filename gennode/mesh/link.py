@@ -109,6 +109,11 @@ class Sender:
         """Whether the acceptor has confirmed the end."""
 
     @property
+    def held_bytes(self) -> int:
+        """What is kept in memory until it has arrived."""
+        return self.queued_bytes + self.unacknowledged_bytes
+
+    @property
     def acknowledged(self) -> int:
         """How many frames have arrived for certain."""
         return self._acknowledged

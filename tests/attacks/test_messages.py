@@ -79,8 +79,18 @@ class Attacker:
         await self.until(lambda: self.downs.count(peer) >= times)
 
     async def settled(self, peer: PeerId, *, limit_s: float = WAIT_S) -> None:
-        """Until a peer has read all that was sent to it before: it answers in order."""
+        """Until a peer has read all that was sent to it before: it answers in order.
+
+        While it bans us it ends every link of ours, and we ask again.
+        """
+        async with asyncio.timeout(limit_s):
+            while not await self._is_answered(peer):
+                pass
+        self.heard.pop()
+
+    async def _is_answered(self, peer: PeerId) -> bool:
         self._asked += 1
+        cut_off = self.downs.count(peer)
         question = Open(
             session=SESSION,
             attempt=self._asked,
@@ -92,15 +102,16 @@ class Attacker:
             replay_positions=0,
             rebuild_until=-1,
         )
-        self.links.send(peer, question)
-        await self.until(
-            lambda: any(
+
+        def answered() -> bool:
+            return any(
                 isinstance(heard, Refuse) and heard.attempt == question.attempt
                 for heard in reversed(self.heard)
-            ),
-            limit_s=limit_s,
-        )
-        self.heard.pop()
+            )
+
+        self.links.send(peer, question)
+        await self.until(lambda: answered() or self.downs.count(peer) > cut_off, limit_s=60.0)
+        return answered()
 
 
 @asynccontextmanager

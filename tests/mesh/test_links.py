@@ -273,3 +273,27 @@ async def test_a_peer_that_restarted_has_forgotten_the_link() -> None:
                 a.links.send(B, ping(7))
                 await second.wait_for(messages=1)
                 assert [nonce for _, nonce, _ in second.got] == [7]
+
+
+async def test_a_link_leaves_its_relay_in_mid_stream() -> None:
+    network = MemoryNetwork(delay_s=0.0005)
+    network.relay(A, B)
+    async with two(network) as (a, b):
+        for nonce in range(50):
+            a.links.send(B, ping(nonce), bytes(1000))
+        await a.wait_for(messages=10)
+        assert a.links._outgoing[B].is_relayed
+        await a.links._look_for_direct()  # nothing to be had yet
+        assert a.links._outgoing[B].is_relayed
+        network.relay(A, B, relayed=False)
+        for nonce in range(50, 100):
+            a.links.send(B, ping(nonce), bytes(1000))
+        await a.links._look_for_direct()
+        await b.links._look_for_direct()
+        for nonce in range(100, 150):
+            a.links.send(B, ping(nonce), bytes(1000))
+        await a.wait_for(messages=150)
+        assert [nonce for _, nonce, _ in a.got] == list(range(150))
+        assert not a.links._outgoing[B].is_relayed
+    assert not a.downs
+    assert not b.downs
