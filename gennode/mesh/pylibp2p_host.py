@@ -122,6 +122,7 @@ class Host:
             try:
                 await self._stopping.wait()
             finally:
+                self._stopping.set()
                 await self._disconnect()
             self._nursery.cancel_scope.cancel()
 
@@ -153,7 +154,13 @@ class Host:
                 else:
                     self._tell(settle, result)
 
-        self._post(lambda: self._nursery.start_soon(run))
+        def begin() -> None:
+            if self._stopping.is_set():
+                self._tell(settle, NetworkError("the transport is closed"))
+            else:
+                self._nursery.start_soon(run)
+
+        self._post(begin)
         return lambda: self._post(scope.cancel)
 
     def _addresses(self) -> tuple[str, ...]:
@@ -199,11 +206,7 @@ class Host:
         """Hand every inbound stream of `protocol` to the event loop."""
 
         async def handle(stream: INetStream) -> None:
-            try:
-                near, pump = self._halves(stream)
-            except RemoteError:  # a peer with another kind of key is no peer of ours
-                await stream.reset()
-                return
+            near, pump = self._halves(stream)
             self._tell(on_stream, protocol, near)
             await pump.run(near)
 

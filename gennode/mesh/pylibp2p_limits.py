@@ -20,6 +20,8 @@ from libp2p.transport.upgrader import TransportUpgrader
 from libp2p.utils import varint
 from multiaddr import Multiaddr
 
+from gennode.mesh.multiaddr import peer_from_bytes
+
 MAX_CONNECTIONS = 64  # an owner talks to the workers of its routes, and to few others
 MAX_INBOUND = 48  # so that strangers who dial us can't keep us from dialling
 MAX_INBOUND_STREAMS = 16  # per connection; a peer's links take 4 at most
@@ -97,7 +99,11 @@ class BoundedUpgrader(TransportUpgrader):
     """Makes multiplexed connections of encrypted ones."""
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        """Agree on yamux; py-libp2p then makes its own, whatever class it was given."""
+        """Agree on yamux; py-libp2p then makes its own, whatever class it was given.
+
+        RemoteError if the peer's key is no Ed25519 key: it is no peer of ours.
+        """
+        peer_from_bytes(peer_id.to_bytes())
         await super().upgrade_connection(conn, peer_id)
         return BoundedYamux(conn, peer_id, is_initiator=conn.is_initiator)
 
