@@ -235,8 +235,8 @@ async def _mesh(
     to look at the rest.
     """
     state = await attempt_waiting(_state(Path(wanted.state)))
-    listening = attempt(lambda: check_free(wanted.host, wanted.port))
-    if listening is not None and attempt(lambda: check_free(wanted.host, 0)) is not None:
+    listening = _listening(wanted.host, wanted.port)
+    if listening is not None and _listening(wanted.host, 0) is not None:
         return state, listening, None
     node = None if isinstance(state, Failure) else state.node
     network = await attempt_waiting(
@@ -250,6 +250,11 @@ async def _mesh(
         )
     )
     return state, listening, network
+
+
+def _listening(host: str, port: int) -> Failure | None:
+    tried = attempt(lambda: check_free(host, port))
+    return tried if isinstance(tried, Failure) else None
 
 
 def _port_of(node: OwnNode) -> int | None:
