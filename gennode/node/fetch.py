@@ -36,7 +36,8 @@ FIND_TIMEOUT_S = 10.0
 PROVIDERS_WANTED = 16
 PROVIDE_INTERVAL_S = 3600.0  # the DHT forgets after a day
 PROVIDE_RETRY_S = 60.0
-ROUNDS = 8  # files that name files: config and index, a header's start, its rest, the tensors
+MAX_BATCHES = 4  # of sources, the next asked when the first fail us
+ROUNDS = 12  # four show what is needed: config and index, a header's start, its rest, the tensors
 
 
 def is_model_id(text: str) -> bool:
@@ -75,6 +76,8 @@ async def fetch_span(
     sources = await find_sources(node, model, span)
     manifest = await fetch_manifest(node, model, folder=folder, sources=sources)
     partial = await asyncio.to_thread(PartialFolder.create, folder, manifest)
+    starts = range(0, max(1, len(sources)), MAX_SOURCES)
+    batches = [sources[start : start + MAX_SOURCES] for start in starts][:MAX_BATCHES]
     liars: set[PeerId] = set()
 
     def breach(peer: PeerId, reason: str) -> None:
@@ -90,7 +93,8 @@ async def fetch_span(
         missing = await asyncio.to_thread(_copy, missing, local, partial)
         if not missing:
             continue  # what was on the disk shows what else is needed
-        honest = [peer for peer in sources if peer not in liars]
+        asked, *others = batches
+        honest = [peer for peer in asked if peer not in liars]
         with progress("fetching weights", unit="bytes") as report:
             keep = _counting(partial.keep, sum(missing.values()), report)
             try:
@@ -98,6 +102,10 @@ async def fetch_span(
                     lambda peer: _reach(node, peer), honest, model, missing, keep,
                     on_breach=breach,
                 )  # fmt: skip
+            except NetworkError:
+                if not others:
+                    raise
+                batches = others
             finally:
                 await asyncio.shield(asyncio.to_thread(partial.flush))
     raise RemoteError(f"model {model} needs ever more files", hint="don't use this model")
@@ -135,8 +143,7 @@ async def find_sources(node: LiveNode, model: ModelId, span: Span | None) -> lis
     hosts = [seen for seen in node.live() if _hosted(seen, model) and seen.peer != own]
     hosts.sort(key=lambda seen: -_overlap(_hosted(seen, model), span))
     found = dict.fromkeys(seen.peer for seen in hosts)
-    keys = [weights_key(model, span.start)] if span else []
-    for key in [*keys, rendezvous_key(model)]:
+    for key in (weights_key(model, span.start if span else 0), rendezvous_key(model)):
         if len(found) >= MAX_SOURCES:
             break
         try:
