@@ -109,7 +109,8 @@ def remove(namespaces: Sequence[str]) -> None:
         try:
             run(["ip", "netns", "del", name])
         except NetworkError:
-            if _existing([name]):  # else somebody else swept at the same time
+            time.sleep(_LOOK_EVERY_S)  # somebody else may be sweeping it
+            if _existing([name]):
                 raise
 
 

@@ -86,7 +86,7 @@ class Lab:
         _check(self.homes, self.public)
         self.hosts = {host.name: host for host in _numbered(self.homes, list(self.public))}
         self._seed = seed
-        self.family = f"natlab-{namespaces.owner(os.getpid())}-{next(_serials)}-"
+        self.family = f"{_family(os.getpid())}{next(_serials)}-"
         self._exits = ExitStack()
         self._internet: subprocess.Popen[str] | None = None
         self._processes: list[subprocess.Popen[Any]] = []
@@ -96,7 +96,7 @@ class Lab:
             raise NetworkError(f"no NAT lab here: {reason}")
         self.sweep()
         with ExitStack() as exits:  # a failure on the way up takes down what was built
-            exits.enter_context(_sigterm_raises())
+            exits.enter_context(_outlived_by_nothing())
             self._internet = exits.enter_context(_internet())
             exits.callback(self._remove)
             self._build(self._internet)
@@ -318,12 +318,14 @@ def _asked(internet: subprocess.Popen[str], request: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the lab as an exception does, where nobody else has decided on it."""
+def _outlived_by_nothing() -> Iterator[None]:
+    """Let SIGTERM take this process's labs down first, where nobody else has decided on it."""
 
     def leave(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once is enough: what follows takes the lab down
-        raise SystemExit(128 + number)
+        # No exception: a test runner would take it for one test's failure, and run on.
+        signal.signal(number, signal.SIG_DFL)
+        namespaces.remove(namespaces.names(_family(os.getpid())))
+        os.kill(os.getpid(), number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -334,6 +336,11 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _family(pid: int) -> str:
+    """What the names of all namespaces of the labs of a process begin with."""
+    return f"natlab-{namespaces.owner(pid)}-"
 
 
 if __name__ == "__main__":

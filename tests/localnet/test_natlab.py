@@ -227,7 +227,7 @@ def test_nothing_is_left_of_a_lab_whose_process_is_ended(number: signal.Signals)
     assert len(there) == 3
     assert code == -number
     if number == signal.SIGKILL:
-        assert set(Lab.sweep()) >= {f"{family}{name}" for name in ("a", "a.router", "b")}
+        Lab.sweep()  # as the next lab would; one of another process may do it first
     assert namespaces.names(family) == []
     assert namespaces.owner(int(child)) == ""
 
