@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,52 @@ def test_a_node_that_runs_holds_its_folder_until_it_is_interrupted(
     assert "left." in ended.err
     assert "Traceback" not in ended.err
     assert gennode("status", "--state", state).code == 4
+
+
+@pytest.mark.slow  # it starts three nodes
+def test_a_worker_that_never_saw_the_model_serves_what_it_fetched(
+    gennode: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = json.loads(_ask_all_layers_here(gennode, tmp_path / "alone"))
+    with ExitStack() as stack:
+        first = _worker(stack, tmp_path / "1", "--model", MODEL, "--layers", "0:1")
+        known = ("--model", first["model"], "--bootstrap", first["addresses"][0])
+        second = _worker(stack, tmp_path / "2", *known, "--layers", "1:3")
+        assert second["spans"] == [[1, 3]]
+        assert second["spare_layers"] == 0
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "owner"))
+        ended = gennode("ask", "add 2 3 =", "--json", *known)
+        assert ended.code == 0, ended
+        answer = json.loads(ended.out)
+        assert answer["tokens"] == expected["tokens"]
+        assert [hop[0] for hop in answer["route"]] == [first["peer"], second["peer"]]
+        kept = tmp_path / "owner" / "gennode" / "weights" / first["model"]
+        assert (kept / "tokenizer.json").exists()
+        assert not (
+            tmp_path / "2" / "gennode" / "weights" / first["model"] / "tokenizer.json"
+        ).exists()
+
+
+def _ask_all_layers_here(gennode: Command, state: Path) -> str:
+    """The answer of one worker with the whole model."""
+    with ExitStack() as stack:
+        worker = _worker(stack, state, "--model", MODEL, "--layers", "0:3")
+        address = worker["addresses"][0]
+        return gennode("ask", "add 2 3 =", "--json", "--model", MODEL, "--bootstrap", address).out
+
+
+def _worker(stack: ExitStack, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Start a worker with caches of its own; what it prints once it is ready."""
+    options = ("--state", folder / "state", "--memory", "64M", "--json")
+    child = stack.enter_context(process("join", *options, *arguments, XDG_CACHE_HOME=str(folder)))
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line, child.communicate()
+    joined: dict[str, Any] = json.loads(line)
+    return joined
+
+
+@pytest.mark.slow  # it listens for workers for HEAR_TIMEOUT_S
+def test_a_model_that_no_peer_has_ends_with_4(gennode: Command, state: Path) -> None:
+    told = _told(gennode, 4, "--model", "ab" * 32, "--state", state)
+    assert "--bootstrap" in told["hint"]
