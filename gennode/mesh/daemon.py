@@ -75,10 +75,11 @@ def socket_folder() -> Path:
     return Path(folder)
 
 
-def check_free(host: str, port: int) -> None:
-    """Raise NetworkError unless we can listen there; UsageError if it makes no sense.
+def check_free(host: str, port: int) -> int:
+    """The port, or for 0 one that is free; NetworkError unless we can listen there.
 
-    The daemon binds with SO_REUSEPORT: it would silently share a port with another daemon.
+    UsageError if host or port make no sense. To be asked before each start of the daemon, which
+    binds with SO_REUSEPORT: it would silently share a port with another daemon.
     """
     if not 0 <= port <= MAX_PORT:
         raise UsageError(f"{port} is no TCP port", hint="use 0 for any free one, or 1 to 65535")
@@ -93,6 +94,7 @@ def check_free(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
             probe.listen(1)
+            return int(probe.getsockname()[1])
         except OSError as error:
             hint = "choose another port, or 0 for any free one"
             raise NetworkError(f"can't listen on {host} port {port}: {error}", hint=hint) from error
@@ -181,10 +183,10 @@ class Daemon:
     ) -> Daemon:
         """Start a daemon that has its sockets in `folder`.
 
-        NetworkError if it is missing, the port is taken, or it does not come up in time.
+        NetworkError if it is missing or does not come up in time. It would share a port that is
+        taken: see `check_free`.
         """
         program = options.binary or find_binary()
-        check_free(*options.listen)
         daemon = cls(folder, on_exit)
         try:
             for left in ("control", "key"):

@@ -16,7 +16,7 @@ from pathlib import Path
 from gennode.errors import GennodeError, NetworkError, RemoteError
 from gennode.mesh import multiaddr
 from gennode.mesh import p2pd_pb2 as pb
-from gennode.mesh.daemon import Daemon, DaemonOptions, socket_folder
+from gennode.mesh.daemon import Daemon, DaemonOptions, check_free, socket_folder
 from gennode.mesh.p2pd_control import (
     DaemonGoneError,
     add_peer,
@@ -31,7 +31,7 @@ from gennode.mesh.p2pd_control import (
     take_providers,
 )
 from gennode.mesh.p2pd_stream import DaemonStream, pack, unpack
-from gennode.mesh.reach import endpoint, is_relayed
+from gennode.mesh.reach import is_relayed
 from gennode.mesh.roles import Role, worth_telling
 from gennode.mesh.transport import StreamHandler
 from gennode.wire.ids import PeerId
@@ -121,10 +121,11 @@ class P2pdTransport:
             return await ask((await self._alive()).control, request, timeout_s, take)
 
     async def _launch(self) -> Daemon:
+        host, port = self._options.listen
+        self._options = replace(self._options, listen=(host, check_free(host, port)))
         daemon = await Daemon.start(self._key, self._folder, self._options, on_exit=self._died)
         try:
             self._addresses = await self._identify(daemon)
-            self._options = replace(self._options, listen=(self._options.listen[0], self.port))
             for protocol, path in self._handlers.items():
                 await ask(daemon.control, handler_request(protocol, path), CONTROL_TIMEOUT_S)
         except (GennodeError, asyncio.CancelledError):
@@ -138,7 +139,7 @@ class P2pdTransport:
         if multiaddr.peer_from_bytes(answer.identify.id) != self.peer:
             raise NetworkError("the daemon took another identity", hint="report this bug")
         texts = [text for raw in answer.identify.addresses if (text := address_of(raw))]
-        if not texts:
+        if not texts and self.role is not Role.PRIVATE:  # such a one hides a public address
             host, port = self._options.listen
             hint = "choose an IP address of this machine, and a free port"
             raise NetworkError(f"the daemon listens nowhere on {host}:{port}", hint=hint)
@@ -193,8 +194,7 @@ class P2pdTransport:
     @property
     def port(self) -> int:
         """The TCP port that we listen on."""
-        found = (where for text in self._addresses if (where := endpoint(text)))
-        return next((port for _, port in found), self._options.listen[1])
+        return self._options.listen[1]
 
     @property
     def folder(self) -> Path:
