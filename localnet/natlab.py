@@ -96,7 +96,7 @@ class Lab:
             raise NetworkError(f"no NAT lab here: {reason}")
         self.sweep()
         with ExitStack() as exits:  # a failure on the way up takes down what was built
-            exits.enter_context(_outlived_by_nothing())
+            exits.enter_context(_outlived_by_nothing(self._processes))
             self._internet = exits.enter_context(_internet())
             exits.callback(self._remove)
             self._build(self._internet)
@@ -318,13 +318,15 @@ def _asked(internet: subprocess.Popen[str], request: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _outlived_by_nothing() -> Iterator[None]:
+def _outlived_by_nothing(processes: Sequence[subprocess.Popen[Any]]) -> Iterator[None]:
     """Let SIGTERM take this process's labs down first, where nobody else has decided on it."""
 
     def leave(number: int, _: FrameType | None) -> None:
         # No exception: a test runner would take it for one test's failure, and run on.
         signal.signal(number, signal.SIG_DFL)
         namespaces.remove(namespaces.names(_family(os.getpid())))
+        for process in processes:
+            process.kill()  # had it not yet reached its namespace
         os.kill(os.getpid(), number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -164,7 +164,9 @@ HOLD = """
 import sys, time
 from localnet.natlab import Home, Lab, Link
 with Lab({"a": Home()}, {"b": Link()}) as lab:
-    process = lab.popen("a", [sys.executable, "-c", "input()"], stdin=-1)
+    script = "print(flush=True); input()"
+    process = lab.popen("a", [sys.executable, "-c", script], stdin=-1, stdout=-1)
+    process.stdout.readline()
     print(lab.family, process.pid, flush=True)
     while True:  # a signal that comes just before signal.pause() would not end that
         time.sleep(0.01)
