@@ -11,7 +11,6 @@ from packaging.version import InvalidVersion, Version
 
 from gennode.errors import ResourceError, UsageError
 from gennode.mesh.daemon import MAX_OPEN_FILES
-from gennode.mesh.reach import endpoint
 from gennode.node.doctor_network import diagnose_network
 from gennode.node.facts import Disk, Facts, Failure, Model, Network, OwnNode, Package
 from gennode.node.finding import Finding, fail, failed, ok, skip, warn
@@ -225,7 +224,7 @@ def _state(facts: Facts) -> Iterator[Finding]:
 
 def _node(node: OwnNode) -> Finding:
     if node.rival is None:
-        return ok("node", f"it runs, and knows {node.workers} workers")
+        return ok("node", f"it runs; workers that it knows: {node.workers}")
     where = " or ".join(node.rival) or "an address that nobody knows"
     fix = "stop one of them, or give it a folder of its own with --state: keys are never shared"
     return fail("node", f"another node runs with its key, at {where}", fix, UsageError)
@@ -233,18 +232,13 @@ def _node(node: OwnNode) -> Finding:
 
 def _port(facts: Facts) -> Finding:
     wanted, taken = facts.wanted, facts.listening
-    where = f"{wanted.host} port {wanted.port or 'any'}"
+    where = f"{wanted.host} port {wanted.port}" if wanted.port else f"{wanted.host}, any port,"
     if taken is None:
         return ok("port", f"{where} is free")
     node = None if isinstance(facts.state, Failure) else facts.state.node
-    if isinstance(node, OwnNode) and wanted.port in map(_port_of, node.addresses):
+    if isinstance(node, OwnNode) and wanted.port in [port for _, port in node.endpoints]:
         return ok("port", f"the node that runs holds {where}")
     return failed("port", taken)
-
-
-def _port_of(address: str) -> int | None:
-    found = endpoint(address)
-    return found[1] if found else None
 
 
 def _size(count: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from gennode.errors import NetworkError
-from gennode.mesh.reach import Dialled, Nat, endpoint, is_dialable, nat_kind
+from gennode.mesh.reach import Dialled, Nat, is_dialable, nat_kind
 from gennode.mesh.relay import RelayCheck
 from gennode.node.facts import Bootstrap, Facts, Failure, Network, OwnNode, State, Wanted
 from gennode.node.finding import Finding, fail, failed, ok, skip, warn
@@ -63,8 +63,7 @@ def stays_on_loopback(wanted: Wanted, state: State | Failure) -> bool:
     node = None if isinstance(state, Failure) else state.node
     hosts = [wanted.host]
     if isinstance(node, OwnNode):
-        found = map(endpoint, node.addresses)
-        hosts = [where[0] for where in found if where is not None] or hosts
+        hosts = [host for host, _ in node.endpoints] or hosts
     return all(ipaddress.ip_address(host).is_loopback for host in hosts)
 
 
@@ -203,7 +202,7 @@ def _clock(network: Network) -> Finding:
     if not skews_s:
         return skip("clock", _NOBODY)
     skew_s = statistics.median(skews_s.values())
-    words = f"{abs(skew_s):.1f} s {'behind' if skew_s > 0 else 'ahead of'} {len(skews_s)} observers"
+    words = f"{abs(skew_s):.1f} s {'behind' if skew_s > 0 else 'ahead of'} what observers say"
     if abs(skew_s) <= MAX_CLOCK_SKEW_S:
         return ok("clock", words)
     return warn("clock", words, "let the system set its clock, such as `timedatectl set-ntp true`")

@@ -26,7 +26,6 @@ from gennode.engine.shard import check_device
 from gennode.engine.weights import find_model, open_model, read_shape
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
 from gennode.mesh.daemon import MAX_SOCKET_PATH_BYTES, check_free, find_binary
-from gennode.mesh.reach import endpoint
 from gennode.node.control import ask_status
 from gennode.node.doctor_network import stays_on_loopback
 from gennode.node.examine_network import probe
@@ -244,7 +243,7 @@ async def _mesh(
             wanted.host,
             wanted.port if listening is None else 0,
             bootstrap=wanted.bootstrap,
-            dialled_port=_port_of(node) if isinstance(node, OwnNode) else None,
+            dialled_port=_port_of(node),
             may_need_relay=not stays_on_loopback(wanted, state),
             binary=binary,
         )
@@ -257,8 +256,10 @@ def _listening(host: str, port: int) -> Failure | None:
     return tried if isinstance(tried, Failure) else None
 
 
-def _port_of(node: OwnNode) -> int | None:
-    return next((found[1] for found in map(endpoint, node.addresses) if found), None)
+def _port_of(node: OwnNode | Failure | None) -> int | None:
+    """The port of the node that runs."""
+    found = node.endpoints if isinstance(node, OwnNode) else ()
+    return next((port for _, port in found), None)
 
 
 async def _state(path: Path) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gennode.errors import GennodeError
-from gennode.mesh.reach import Sighting
+from gennode.mesh.reach import Sighting, endpoint
 from gennode.mesh.relay import RelayCheck
 from gennode.wire.ids import PeerId
 
@@ -93,6 +93,11 @@ class OwnNode:
     addresses: tuple[str, ...]
     workers: int
     rival: tuple[str, ...] | None = None
+
+    @property
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """IP addresses and ports at which it listens."""
+        return tuple(where for text in self.addresses if (where := endpoint(text)))
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_a_fault_is_found(check: str, facts: Facts, level: Level, code: int) -> 
         ("gpu", replace(FACTS, wanted=replace(FACTS.wanted, gpu=True)), "torch can use it"),
         ("state folder", replace(FACTS, state=replace(STATE, mode=None)), "will be made"),
         ("key", replace(FACTS, state=replace(STATE, key=None)), "will be made"),
-        ("node", replace(FACTS, state=replace(STATE, node=OWN)), "knows 3 workers"),
+        ("node", replace(FACTS, state=replace(STATE, node=OWN)), "workers that it knows: 3"),
         ("open files", replace(FACTS, open_files=OpenFiles(sys.maxsize, sys.maxsize)), "no limit"),
         ("packages", replace(FACTS, packages=(Package("x", "built-by-me", ">=1"),)), "all 1"),
         ("packages", replace(FACTS, packages=(Package("x", "2rc1", ">=1"),)), "all 1"),

@@ -28,8 +28,12 @@ def test_one_node_at_a_time_holds_it(folder: StateFolder) -> None:
 
 
 def test_the_key_stays_and_is_its_users_alone(folder: StateFolder) -> None:
+    assert folder.known_key() is None
     key = folder.key()
     assert folder.key().peer == key.peer
+    known = folder.known_key()
+    assert known is not None
+    assert known.peer == key.peer
     assert (folder.path / "node.key").stat().st_mode & 0o777 == 0o600
     assert folder.path.stat().st_mode & 0o777 == 0o700
 
