@@ -284,7 +284,7 @@ def main() -> None:
 
     plan = Plan(rounds=15, small=200, large=20, sink_bytes=64 * MIB)
     if options.quick:
-        plan = Plan(rounds=5, small=100, large=8, sink_bytes=16 * MIB)
+        plan = Plan(rounds=4, small=100, large=5, sink_bytes=16 * MIB)
     cases = asyncio.run(measure(plan))
     middle = statistics.median
     small_ms = {kind: middle(each.small_s) * 1e3 for kind, each in cases.items()}

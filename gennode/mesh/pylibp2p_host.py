@@ -6,11 +6,15 @@ peers that nobody asked for, and refuses for a minute to dial again where a dial
 
 from __future__ import annotations
 
+import ipaddress
 import logging
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import TypeVar
 
+import psutil
 import trio
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
@@ -72,6 +76,21 @@ def _multihash(key: bytes) -> bytes:
     return bytes([0x12, len(key)]) + key  # SHA-2-256, as the DHT indexes providers
 
 
+def each_interface(addresses: Iterable[Multiaddr]) -> list[Multiaddr]:
+    """`0.0.0.0` and `::` become the addresses of this machine that they stand for."""
+    found = []
+    for address in map(str, addresses):
+        ip = ipaddress.ip_address(address.split("/")[2])
+        ours = [ip.compressed]
+        if ip.is_unspecified:
+            family = socket.AF_INET if ip.version == 4 else socket.AF_INET6
+            entries = chain.from_iterable(psutil.net_if_addrs().values())
+            known = [entry.address for entry in entries if entry.family == family]
+            ours = [one for one in known if "%" not in one]  # others can't dial a link's scope
+        found += [Multiaddr(address.replace(f"/{ip.compressed}/", f"/{one}/", 1)) for one in ours]
+    return found
+
+
 class Host:
     """One host. What does not say otherwise belongs to the trio thread."""
 
@@ -107,6 +126,7 @@ class Host:
         self._host = BasicHost(
             self._swarm,
             announce_addrs=[Multiaddr(multiaddr.to_bytes(text)) for text in announce] or None,
+            addrs_factory=None if announce else each_interface,
             disable_identify_address_discovery=True,
         )
         self._routing = PeerRouting(self._host, RoutingTable(me, self._host))

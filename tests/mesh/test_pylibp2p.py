@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
+from multiaddr import Multiaddr
 
 from gennode.errors import NetworkError, RemoteError, UsageError
 from gennode.mesh.p2pd import P2pdTransport
 from gennode.mesh.pylibp2p import PyLibp2pTransport
+from gennode.mesh.pylibp2p_host import each_interface
 from gennode.mesh.pylibp2p_limits import WINDOW_BYTES
 from gennode.mesh.pylibp2p_stream import READ_AHEAD_BYTES, READ_BYTES
 from gennode.mesh.transport import Stream, Transport
@@ -226,6 +228,14 @@ async def test_what_can_t_be_reached_is_named_and_may_be_dialled_again() -> None
             await a.open(key(9).peer, "/x", timeout_s=5)
         with pytest.raises(RemoteError):
             await a.open(key(9).peer[:-2], "/x", timeout_s=5)  # type: ignore[arg-type]
+
+
+def test_all_interfaces_are_told_one_by_one() -> None:
+    told = {str(at) for at in each_interface([Multiaddr("/ip4/0.0.0.0/tcp/7")])}
+    assert "/ip4/127.0.0.1/tcp/7" in told
+    assert "/ip4/0.0.0.0/tcp/7" not in told
+    (one,) = each_interface([Multiaddr("/ip6/::1/tcp/7")])
+    assert str(one) == "/ip6/::1/tcp/7"
 
 
 async def test_a_port_in_use_is_named() -> None:
