@@ -59,9 +59,9 @@ BREACHES = {
 }
 
 
-def attacker(cast: Cast) -> MemoryTransport:
-    """A peer of its own on the swarm's network."""
-    return cast.network.join(Key(bytes([ATTACKER_SEED]) * 32).peer)
+def attacker(cast: Cast, number: int = 0) -> MemoryTransport:
+    """A peer of its own on the swarm's network; for each number another."""
+    return cast.network.join(Key(bytes([ATTACKER_SEED, number]) * 16).peer)
 
 
 def victim(cast: Cast) -> PeerId:
@@ -94,17 +94,48 @@ async def send(transport: MemoryTransport, peer: PeerId, data: bytes) -> Raw:
     return raw
 
 
+async def is_greeted(transport: MemoryTransport, peer: PeerId) -> bool:
+    """Whether a peer answers a greeting, or closes the stream."""
+    raw = await send(transport, peer, HELLO)
+    while not raw.data and not raw.reason:
+        raw._changed.clear()
+        await raw._changed.wait()
+    raw.stream.abort()
+    return bool(raw.data)
+
+
 async def test_every_breach_closes_the_stream() -> None:
-    async with attacked() as (cast, transport):
-        for data in BREACHES.values():
-            raw = await send(transport, victim(cast), data)
+    async with attacked() as (cast, _):
+        for number, data in enumerate(BREACHES.values(), 1):
+            raw = await send(attacker(cast, number), victim(cast), data)
             await raw.wait_for(closed=True)
 
 
-async def test_a_breach_in_the_middle_of_an_answer_disturbs_nobody() -> None:
+async def test_whoever_breaks_the_protocol_is_refused_for_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with attacked() as (cast, transport):
+        raw = await send(transport, victim(cast), BREACHES["noise"])
+        await raw.wait_for(closed=True)
+        for _ in range(100):
+            raw = await send(transport, victim(cast), HELLO)
+            await raw.wait_for(closed=True)
+            assert not raw.data
+        other = await send(attacker(cast, 1), victim(cast), HELLO)
+        await other.wait_for(9)
+        async with asyncio.timeout(10):  # the first ban is over before long
+            while not await is_greeted(transport, victim(cast)):
+                pass
+    said = [text for text in caplog.messages if "peer_misbehaved" in text]
+    assert len(said) == 1
+    assert f"peer={transport.peer} address=/memory/p2p/{transport.peer} count=1" in said[0]
+
+
+async def test_a_breach_in_the_middle_of_an_answer_disturbs_nobody() -> None:
+    async with attacked() as (cast, _):
         asking = asyncio.ensure_future(cast.ask(PROMPT))
-        for data in BREACHES.values():
+        for number, data in enumerate(BREACHES.values(), 1):
+            transport = attacker(cast, number)
             for worker in cast.workers:
                 raw = await send(transport, worker.machine.peer, data)
                 await raw.wait_for(closed=True)
