@@ -32,16 +32,28 @@ def command(
 ) -> None:
     """Ask the swarm one prompt; the answer streams to standard output.
 
-    Without --bootstrap it asks through the node that runs on this machine.
+    Without --bootstrap it asks through the node that runs on this machine, or else through
+    peers that a node met here before.
     """
-    run_ask(prompt, model, bootstrap or local_addresses(state), as_json=as_json, **how)
+    from gennode.node.state import StateFolder
+
+    folder = StateFolder(state)
+    if not bootstrap:
+        bootstrap = local_addresses(state, or_else=folder.peers)
+    peers = None if folder.is_running() else folder.peers  # a node that runs keeps the file
+    run_ask(prompt, model, bootstrap, as_json=as_json, peers=peers, **how)
 
 
-def local_addresses(state: Path) -> tuple[str, ...]:
-    """Addresses of the node that runs from a state folder; NetworkError if none does."""
+def local_addresses(state: Path, *, or_else: Path) -> tuple[str, ...]:
+    """Addresses of the node that runs from a state folder, or none if there is a file of peers.
+
+    NetworkError if there is neither.
+    """
     from gennode.node.state import StateFolder
 
     card = StateFolder(state).card()
+    if card is None and or_else.exists():
+        return ()
     if card is None:
         raise NetworkError(
             "no node runs on this machine, and no --bootstrap address was given",
@@ -57,6 +69,7 @@ def run_ask(
     *,
     as_json: bool,
     names: dict[Any, str] | None = None,
+    peers: Path | None = None,
     **how: Any,
 ) -> None:
     """Ask and show; `how` are the sampling options."""
@@ -89,6 +102,7 @@ def run_ask(
             codec_name=how["codec"],
             transport_name=how["transport"],
             progress=progress,
+            peers=peers,
             **quiet,
         ) as asker:
             if as_json:

@@ -18,7 +18,7 @@ from gennode.errors import LocalError, ResourceError, UsageError
 from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.signing import SEED_BYTES, Key
 
-_KEY, _LOCK, _CARD = "node.key", "node.lock", "node.json"
+_KEY, _LOCK, _CARD, _PEERS = "node.key", "node.lock", "node.json", "peers"
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.03
 _MAX_CARD_BYTES = 64 * 1024
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -50,6 +50,11 @@ class StateFolder:
         """Make the folder, for its user alone; ResourceError if the disk refuses."""
         with _disk(self.path):
             self.path.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
+
+    @property
+    def peers(self) -> Path:
+        """Where the peers that the node met are kept."""
+        return self.path / _PEERS
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -89,7 +94,7 @@ class StateFolder:
         path = self.path / _KEY
         with _disk(path):
             key = Key(os.urandom(SEED_BYTES))
-            _write(path, key.to_libp2p())
+            replace_file(path, key.to_libp2p())
             return key
 
     def known_key(self) -> Key | None:
@@ -109,7 +114,7 @@ class StateFolder:
     def publish(self, card: NodeCard) -> None:
         """Leave the card, once the node is ready."""
         with _disk(self.path):
-            _write(self.path / _CARD, msgspec.json.encode(card))
+            replace_file(self.path / _CARD, msgspec.json.encode(card))
 
     def card(self) -> NodeCard | None:
         """The running node's card; None if none runs or it is not ready yet."""
@@ -135,7 +140,7 @@ def _take(lock: TextIO) -> None:
             return
 
 
-def _write(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Replace a file in one go, so that nobody ever reads half of it."""
     fresh = path.with_suffix(".new")
     fresh.unlink(missing_ok=True)
