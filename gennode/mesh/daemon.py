@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import ipaddress
 import os
@@ -75,6 +76,12 @@ def socket_folder() -> Path:
     return Path(folder)
 
 
+_LISTEN_HINTS = {
+    errno.EADDRNOTAVAIL: "give an IP address of this machine, or 0.0.0.0 for all that it has",
+    errno.EACCES: "choose a port above 1023: those below are the system's",
+}
+
+
 def check_free(host: str, port: int) -> int:
     """The port, or for 0 one that is free; NetworkError unless we can listen there.
 
@@ -96,7 +103,8 @@ def check_free(host: str, port: int) -> int:
             probe.listen(1)
             return int(probe.getsockname()[1])
         except OSError as error:
-            hint = "choose another port, or 0 for any free one"
+            other = "choose another port, or 0 for any free one"
+            hint = _LISTEN_HINTS.get(error.errno or 0, other)
             raise NetworkError(f"can't listen on {host} port {port}: {error}", hint=hint) from error
 
 

@@ -203,6 +203,25 @@ async def test_a_seeded_fault_is_found(
     assert exit_code(findings) == code or level is Level.WARN
 
 
+@pytest.mark.parametrize(
+    ("seed", "words"),
+    [
+        (changed(host="192.0.2.1"), "IP address of this machine"),
+        (taken_port, "another port"),
+        (changed(memory_bytes=1000), "--memory"),
+        (key_for_all, "chmod 600"),
+        (state_for_all, "chmod 700"),
+        (no_daemon, "pip install hivemind"),
+        (long_temporary, "TMPDIR"),
+    ],
+)
+async def test_the_fix_fits_the_fault(
+    seed: Callable[[Machine], Machine], words: str, machine: Machine
+) -> None:
+    _, findings = await examined(seed(machine))
+    assert [each for each in findings if words in each.fix]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 async def test_a_missing_gpu_is_found(machine: Machine) -> None:
     _, findings = await examined(machine.but(gpu=True))
