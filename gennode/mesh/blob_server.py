@@ -149,10 +149,10 @@ class BlobServer:
             whole = shelf.manifest_bytes
             piece = whole[request.offset : request.offset + PIECE_BYTES]
             return ManifestPiece(request.offset, len(whole)), piece
-        loop = asyncio.get_running_loop()
-        link_mb_s = request.link_kb_s / 1000
-        found = shelf and await loop.run_in_executor(
-            self._threads, self._read, shelf, request.chunk, link_mb_s
+        if shelf is None:
+            return Absent(request.chunk), b""
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._read, shelf, request.chunk, request.link_kb_s / 1000
         )
         return found or (Absent(request.chunk), b"")
 

@@ -15,9 +15,10 @@ import msgspec
 from gennode.engine.owner import LlamaOwner
 from gennode.engine.sample import Sampling
 from gennode.engine.text import TextStream
-from gennode.engine.weights import ModelFolder, find_model, open_model
+from gennode.engine.weights import ModelFolder, open_model
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.fetch import fetch_span, is_model_id, weights_folder
+from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
@@ -137,8 +138,9 @@ async def asking(
     """
     owner = None
     if not is_model_id(model):
+        path = find_or_download(model, progress)
         with progress("checking the model's files") as report:
-            folder = open_model(find_model(model), progress=report, cache=hash_cache())
+            folder = open_model(path, progress=report, cache=hash_cache())
         owner = await _load(folder, progress)
     async with running(
         Key(os.urandom(SEED_BYTES)),

@@ -13,7 +13,7 @@ import msgspec
 import psutil
 
 from gennode.engine.shard import LlamaShard, check_device
-from gennode.engine.weights import ModelFolder, find_model, open_model
+from gennode.engine.weights import ModelFolder, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
@@ -22,6 +22,7 @@ from gennode.node.fetch import (
     is_model_id,
     weights_folder,
 )
+from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
@@ -80,8 +81,9 @@ async def join(
         key = state.key()
         folder, worker = None, None
         if not is_model_id(options.model):
+            path = find_or_download(options.model, progress)
             with progress("checking the model's files") as report:
-                folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
+                folder = open_model(path, progress=report, cache=hash_cache())
             worker = _worker(folder, options)
         async with (
             stoppable(leash=options.leash) as stop,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import torch
 
 from gennode.engine.layout import (
     CONFIG,
@@ -49,7 +50,7 @@ def test_ranges_are_where_the_library_finds_the_tensors(tmp_path: Path) -> None:
         assert set(ranges) == set(file.keys())
         for name, (start, end) in ranges.items():
             tensor = file.get_tensor(name)
-            assert raw[start:end] == tensor.view(dtype=__import__("torch").uint8).numpy().tobytes()
+            assert raw[start:end] == tensor.view(dtype=torch.uint8).numpy().tobytes()
 
 
 def test_what_is_needed_shows_step_by_step(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,7 +66,8 @@ class Swarm:
         shared.add(folder.shelf, folder.whole_layers())
         keys = [weights_key(folder.manifest.model, layer) for layer in folder.whole_layers()]
         async with asyncio.timeout(WAIT_S):
-            while not all(node.machine.peer in self.network.providers(key) for key in keys):  # noqa: ASYNC110
+            peer, known = node.machine.peer, self.network.providers
+            while not all(peer in known(key) for key in keys):  # noqa: ASYNC110
                 await asyncio.sleep(0)
         return node.machine.peer
 
@@ -183,7 +184,9 @@ async def test_a_fetch_that_was_cut_goes_on_where_it_was(
         done = asyncio.Event()
         served = 0
 
-        def count(title: str, *, unit: str = "") -> object:
+        def count(
+            title: str, *, unit: str = ""
+        ) -> AbstractContextManager[Callable[[int, int], None]]:
             def report(done_bytes: int, _total: int) -> None:
                 nonlocal served
                 served = max(served, done_bytes)
@@ -195,7 +198,7 @@ async def test_a_fetch_that_was_cut_goes_on_where_it_was(
 
         loop = asyncio.get_running_loop()
         with pytest.raises(NetworkError, match="pieces"):
-            await fetch_span(node, model, span, folder=tmp_path, progress=count)  # type: ignore[arg-type]
+            await fetch_span(node, model, span, folder=tmp_path, progress=count)
         assert done.is_set()
         (tmp_path / "verified.msgpack").unlink(missing_ok=True)  # as after a kill
         node, shared = await here.node()
