@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @memory_option
 @listen_options
 @transport_option
+@click.option("--follow", metavar="PEER/NAME", help="Go over to each version that it publishes.")
 @click.option("--relay", is_flag=True, help="Carry traffic for peers behind NATs as well.")
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
@@ -61,6 +62,7 @@ def command(
     port: int,
     relay: bool,
     transport: TransportName,
+    follow: str | None,
     leash: bool,
     threads: int | None,
     state: Path,
@@ -76,6 +78,7 @@ def command(
     from gennode.node.join import Joined, JoinOptions, join
     from gennode.node.transports import Listening
     from gennode.wire.ids import Span
+    from gennode.wire.release import parse_line
 
     def on_ready(joined: Joined) -> None:
         if as_json:
@@ -99,6 +102,7 @@ def command(
         memory_bytes=memory,
         listening=Listening(bootstrap, host, port, relay, transport),
         leash=leash,
+        follow=parse_line(follow) if follow else None,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))
     note("left.")

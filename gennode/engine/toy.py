@@ -40,8 +40,12 @@ _HASH_FACTOR, _HASH_PRIME = 131, 1_000_003
 Numbers = npt.NDArray[np.int64]
 
 
-def toy_manifest(layers: int) -> Manifest:
-    """The manifest of a toy of so many layers: no files, all in the shape."""
+def toy_manifest(layers: int, *, version: int = 0) -> Manifest:
+    """The manifest of a toy of so many layers: no files, all in the shape.
+
+    Each version computes something else in every layer; `ffn_dim`, which a toy has no use for,
+    tells which it is.
+    """
     shape = ModelShape(
         architecture="Toy",
         layers=layers,
@@ -49,7 +53,7 @@ def toy_manifest(layers: int) -> Manifest:
         heads=1,
         kv_heads=1,
         head_dim=TOY_DIM,
-        ffn_dim=TOY_DIM,
+        ffn_dim=TOY_DIM + version,
         vocab=TOY_VOCAB,
         max_positions=TOY_MAX_POSITIONS,
     )
@@ -144,7 +148,8 @@ class ToyShard:
         return _to_states(numbers)
 
     def _layer(self, known: _Sequence, layer: int, position: int, numbers: Numbers) -> Numbers:
-        """x at t becomes x (layer + 2 + s) + rolled s + layer, s the weighted sum up to t."""
+        """x at t becomes x (layer + 2 + s) + rolled s + layer + version, s the weighted sum up
+        to t."""
         end = position + len(numbers)
         sums = known.sums.get(layer)
         if sums is None or len(sums) <= end:
@@ -157,6 +162,7 @@ class ToyShard:
         sums[position + 1 : end + 1] = (sums[position] + added) % _PRIME
         attended = sums[position + 1 : end + 1]
         mixed = numbers * (layer + 2 + attended) + np.roll(attended, 1, axis=1) + layer
+        mixed += self._manifest.shape.ffn_dim - TOY_DIM
         return np.asarray(mixed % _PRIME)
 
     def _known(self, sequence: Hashable) -> _Sequence:

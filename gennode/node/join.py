@@ -22,6 +22,7 @@ from gennode.node.fetch import (
     is_model_id,
     weights_folder,
 )
+from gennode.node.follow import Following, Means
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress
@@ -35,6 +36,7 @@ from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
 from gennode.wire.messages import Reach
+from gennode.wire.release import Line
 
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
 PLANNED_POSITIONS = 2048
@@ -54,6 +56,7 @@ class JoinOptions:
     memory_bytes: int | None
     listening: Listening
     leash: bool = False
+    follow: Line | None = None
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -104,6 +107,8 @@ async def join(
                 state.publish(
                     NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model)
                 )
+                if options.follow is not None:
+                    node.keep(_following(node, shared, folder, options, options.follow).run())
                 on_ready(joined)
                 stop.is_awaited = True
                 await stop.told.wait()
@@ -122,6 +127,31 @@ async def _fetch(
     path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
     folder = await asyncio.to_thread(open_model, path)
     return folder, dataclasses.replace(options, span=span)
+
+
+def _following(
+    node: LiveNode, shared: Sharing, folder: ModelFolder, options: JoinOptions, line: Line
+) -> Following:
+    """How this worker gets at the versions of a line, beginning with the one in `folder`."""
+    folders = {folder.manifest.model: folder}
+
+    async def fetch(model: ModelId, span: Span) -> None:
+        local = [one.shelf for one in folders.values()]
+        await fetch_span(node, model, span, folder=weights_folder(model), local=local)
+
+    def make(model: ModelId, span: Span) -> Worker:
+        folders[model] = open_model(weights_folder(model))
+        return _worker(folders[model], dataclasses.replace(options, span=span))
+
+    def gained(model: ModelId) -> None:
+        shared.add(folders[model].shelf, folders[model].whole_layers())
+
+    def dropped(model: ModelId) -> None:
+        shared.remove(model)
+        folders.pop(model, None)
+
+    capacity = _capacity(folder.manifest.shape, options, _memory(options))
+    return Following(node, line, Means(fetch, make, gained, dropped), capacity_layers=capacity)
 
 
 def _memory(options: JoinOptions) -> int:

@@ -37,7 +37,7 @@ from gennode.sharding.route import Gap
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Announcement, CodecName, Message, Reach, Step, as_text
-from gennode.wire.signing import Key
+from gennode.wire.signing import Key, Signed
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ class LiveNode:
         self.codec = codec_name
         self.step_bytes = 0
         """What the steps took that were sent from here, with all headers."""
-        self._workers: dict[ModelId, Worker] = {}
+        self.workers: dict[ModelId, Worker] = {}
+        """What is hosted, retired models too until they are dropped."""
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
         self._past_work = Work()
         self._on_event = on_event
@@ -120,6 +121,12 @@ class LiveNode:
                 raise
             # what the body raised goes on as it is, not inside an exception group
 
+    def release(self, signed: Signed) -> int:
+        """Publish a release of our own; to how many workers it goes straight."""
+        actions = self.machine.release(signed, self._now_s())
+        self._act(actions)
+        return len(actions)
+
     def fail(self, error: BaseException) -> None:
         """End the node: `error` is raised out of its context."""
         self._crash = self._crash or error
@@ -132,7 +139,7 @@ class LiveNode:
         """Host a model's layers from now on, beside others; measures them first."""
         model = worker.engine.model
         await self.in_engine_thread(worker.hosting)
-        self._workers[model] = worker
+        self.workers[model] = worker
         self.machine.serve(worker.terms(), worker.hosting())
         self._act(self.machine.tick(self._now_s(), self._meeting.known))  # announced from here on
         if model not in self._seeking:
@@ -156,7 +163,7 @@ class LiveNode:
     async def drop(self, model: ModelId) -> None:
         """Host a model no longer: it must be idle. Its memory is free when this returns."""
         self.machine.drop(model)
-        worker = self._workers.pop(model, None)
+        worker = self.workers.pop(model, None)
         seeking = self._seeking.pop(model, None)
         if seeking is not None:
             seeking.cancel()
@@ -220,6 +227,8 @@ class LiveNode:
                 raise self._crash
             self._act(self.machine.tick(self._now_s(), self._meeting.known))
             self._notice_twin()
+            for fork in self.machine.releases.take_forks():
+                log.warning("release_forked line=%s number=%d", fork.line, fork.number)
             await asyncio.sleep(TICK_S)
 
     def _good(self) -> list[Where]:
@@ -245,7 +254,7 @@ class LiveNode:
     @property
     def work(self) -> Work:
         """What this node has computed for others."""
-        return sum((worker.work for worker in self._workers.values()), self._past_work)
+        return sum((worker.work for worker in self.workers.values()), self._past_work)
 
     def _now_s(self) -> float:
         return time.monotonic()
@@ -302,7 +311,7 @@ class LiveNode:
     # -- computing ----------------------------------------------------------------------------
 
     def _run(self, job: Job) -> None:
-        worker = self._workers.get(job.model)
+        worker = self.workers.get(job.model)
         if worker is None:
             return
         future = self._compute.submit(worker.attempt, job)
@@ -312,7 +321,7 @@ class LiveNode:
             )
 
     def _computed(self, job: Job, future: Future[bytes | GennodeError]) -> None:
-        worker = self._workers.get(job.model)
+        worker = self.workers.get(job.model)
         if future.cancelled() or worker is None:
             return
         if (crash := future.exception()) is not None:

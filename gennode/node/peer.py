@@ -41,6 +41,7 @@ RENEW_S = 10.0  # between announcements that tell of no more than another number
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
 MAX_OWN_SESSIONS = 256
+MAX_TOLD = 32  # workers that a publisher tells of a release itself
 MAX_GOODBYES = 32  # each may need a connection, and rumours do the rest
 
 
@@ -128,6 +129,15 @@ class PeerMachine:
         far = sorted({seen.peer for seen in self.live(now_s)} - {self.peer, *near})
         some = self._rng.sample(far, min(len(far), MAX_GOODBYES))
         return [Send(peer, goodbye) for peer in [*near, *some]]
+
+    def release(self, signed: Signed, now_s: float) -> list[Action]:
+        """Publish a release of our own: some workers are told, and it spreads from there."""
+        self.releases.publish(signed)
+        workers = [
+            seen.peer for seen in self.live(now_s) if seen.hosting and seen.peer != self.peer
+        ]
+        some = self._rng.sample(workers, min(len(workers), MAX_TOLD))
+        return [Send(peer, Releases((signed,))) for peer in some]
 
     # -- being an owner -----------------------------------------------------------------------
 
