@@ -118,7 +118,7 @@ async def _meet(transport: P2pdTransport, address: str) -> Bootstrap:
 
 def _failure(address: str, error: GennodeError) -> Failure:
     """Why an address can't be reached. The daemon says it last, after `* [/ip4/…]`."""
-    reason = as_text(str(error).splitlines()[-1].rpartition("] ")[2])
+    reason = as_text(str(error).splitlines()[-1].rpartition("] ")[2].rpartition(f"{address}: ")[2])
     hint = error.hint
     if "mismatch" in reason:  # go-libp2p's word for an identity that is not the one dialled
         hint = "another peer lives there now: take the address that it prints when it starts"

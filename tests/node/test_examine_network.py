@@ -229,7 +229,17 @@ async def test_each_address_that_fails_says_why() -> None:
     assert isinstance(refused, Failure)
     assert isinstance(malformed, Failure)
     assert refused.words == f"{gone}: dial tcp4 127.0.0.1:1: connect: connection refused"
+    assert malformed.words.startswith("nonsense: 'nonsense' is not a multiaddress")
     assert (refused.exit_code, malformed.exit_code) == (4, 2)
+
+
+async def test_a_host_that_never_answers_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{key(1).peer}"
+        network = await probe("127.0.0.1", 0, bootstrap=[address])
+    (lost,) = network.bootstraps
+    assert isinstance(lost.reached_s, Failure)
+    assert lost.reached_s.words == f"{address}: no answer in 3 s"
 
 
 def test_own_hosts_are_addresses() -> None:
