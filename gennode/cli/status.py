@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @click.command(name="status", short_help="Show the node on this machine and its swarm.")
 @state_option
+@click.option("--limits", is_flag=True, help="Show what peers use of this node's limits.")
 @JSON_OPTION
-def command(*, state: Path, as_json: bool) -> None:
+def command(*, state: Path, limits: bool, as_json: bool) -> None:
     """Show the node that runs on this machine, and the workers that it knows."""
     import asyncio
 
@@ -33,7 +34,22 @@ def command(*, state: Path, as_json: bool) -> None:
     if as_json:
         print_json(status)
         return
-    show(status, {})
+    (show_limits if limits else show)(status, {})
+
+
+def show_limits(status: NodeStatus, names: dict[PeerId, str]) -> None:
+    """A node's limits towards its peers as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    name = names.get(status.peer, short(status.peer))
+    table = Table(title=f"what peers use of {name} in all")
+    table.add_column("limit of")
+    for heading in ("limit", "used", "highest"):
+        table.add_column(heading, justify="right")
+    for use in status.limits:
+        table.add_row(use.name, f"{use.limit:,}", f"{use.used:,}", f"{use.highest:,}")
+    Console().print(table)
 
 
 def show(status: NodeStatus, names: dict[PeerId, str]) -> None:

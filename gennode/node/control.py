@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gennode.errors import NetworkError
+from gennode.mesh.limits import Use
 from gennode.node.live import LiveNode
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.messages import Hosting, Reach
@@ -56,6 +57,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     workers: tuple[WorkerView, ...]
     rival: tuple[str, ...] | None = None
     """Addresses of another node that runs with this one's key."""
+    limits: tuple[Use, ...] = ()
 
 
 def status_of(node: LiveNode) -> NodeStatus:
@@ -81,6 +83,7 @@ def status_of(node: LiveNode) -> NodeStatus:
         step_bytes=node.step_bytes,
         workers=workers,
         rival=None if rival is None else rival.addresses,
+        limits=node.uses(),
     )
 
 

@@ -31,9 +31,8 @@ from gennode.wire.messages import (
 )
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
+UNUSED_S = 30.0  # from Open to the first step, while others wait: the other hops may have to load
 ORPHAN_S = 10.0  # an owner whose link broke may still come back
-
-
 MAX_SESSIONS = 16  # each has a cache in every layer
 
 
@@ -43,6 +42,8 @@ class HopLimits:
 
     max_sessions: int = MAX_SESSIONS
     max_sessions_of_one_owner: int = 8
+    max_sessions_when_full: int = 2
+    """Of one owner, where less than a quarter of all is free: the rest is for others."""
     retained_bytes: int = 512 * 1024 * 1024
     """Output frames kept for replays, over all sessions."""
     queued_bytes: int = 256 * 1024 * 1024
@@ -67,6 +68,7 @@ class _Hosted:
     owner: PeerId
     opened: Open
     heard_s: float
+    opened_s: float
     ready: bool = False
     positions: int = 0  # received so far, computed or queued
     received: int = -1  # highest step of this attempt
@@ -176,9 +178,17 @@ class HopMachine:
         return told
 
     def tick(self, now_s: float) -> list[Action]:
-        """Forget sessions whose owner has fallen silent."""
-        gone = [key for key, hosted in self._hosted.items() if now_s - hosted.heard_s > IDLE_S]
-        return [self._forget(key) for key in gone]
+        """Forget sessions whose owner is silent, or never used them while others wait."""
+        unused_s = UNUSED_S if self._is_crowded else float("inf")
+        silent = {key for key, one in self._hosted.items() if now_s - one.heard_s > IDLE_S}
+        unused = {k for k, one in self._hosted.items() if now_s - one.opened_s > unused_s}
+        unused = {key for key in unused if not self._hosted[key].positions}
+        return [self._forget(key) for key in list(self._hosted) if key in silent | unused]
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether less than a quarter of all sessions is free."""
+        return 4 * self.sessions >= 3 * self._limits.max_sessions
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -197,7 +207,7 @@ class HopMachine:
         reason = self._objection(sender, message, hop.span)
         if reason:
             return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
-        self._hosted[key] = _Hosted(sender, message, heard_s=now_s)
+        self._hosted[key] = _Hosted(sender, message, heard_s=now_s, opened_s=now_s)
         job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions)
         return [Run(job)]
 
@@ -227,8 +237,11 @@ class HopMachine:
             if self.sessions >= self._limits.max_sessions:
                 return f"all {self._limits.max_sessions} sessions are taken"
             own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
-            if len(own) >= self._limits.max_sessions_of_one_owner:
-                return f"one owner may hold {self._limits.max_sessions_of_one_owner} sessions"
+            share = self._limits.max_sessions_of_one_owner
+            if self._is_crowded:
+                share = min(share, self._limits.max_sessions_when_full)
+            if len(own) >= share:
+                return f"one owner may hold {share} sessions" + " now" * self._is_crowded
         if not model.can_host(span):
             return f"layers {span} are not here and would not fit"
         return ""

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, NetworkError
+from gennode.mesh.limits import Use
 from gennode.mesh.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
@@ -250,6 +251,10 @@ class LiveNode:
     def live(self) -> tuple[Announcement, ...]:
         """Every announcement that is alive."""
         return self.machine.live(self._now_s())
+
+    def uses(self) -> tuple[Use, ...]:
+        """The limits towards other peers, and what is used of them."""
+        return self._links.uses()
 
     @property
     def work(self) -> Work:

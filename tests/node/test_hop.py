@@ -10,9 +10,9 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
-from gennode.node.hop import IDLE_S, ORPHAN_S, HopMachine
+from gennode.node.hop import IDLE_S, ORPHAN_S, UNUSED_S, HopMachine
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, ModelId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (
     FIRST,
@@ -290,6 +290,43 @@ def test_pings_tell_how_far_each_hop_is() -> None:
     assert pong == Pong(SESSION, 5, ((2, 0, True),))
     [pong] = _sent(machine.receive(SPARE, Ping(SESSION, 5), b"", 0.0))
     assert pong == Pong(SESSION, 5, ())  # nobody else's business
+
+
+def _fill(machine: HopMachine, owner: PeerId, count: int, now_s: float) -> int:
+    """Open sessions of an owner; how many of them are taken."""
+    taken = 0
+    for number in range(count):
+        session = msgspec.structs.replace(opening(1), session=_name(owner, number))
+        taken += bool(_run(machine.receive(owner, session, b"", now_s)))
+    return taken
+
+
+def _name(owner: PeerId, number: int) -> SessionId:
+    return SessionId(owner.encode()[-15:] + bytes([number]))
+
+
+def _run(actions: list[Action]) -> list[Run]:
+    return [action for action in actions if isinstance(action, Run)]
+
+
+def test_few_owners_can_not_take_all_sessions() -> None:
+    machine = hop_machine(SECOND)
+    assert [_fill(machine, owner, 8, 0.0) for owner in (OWNER, SPARE, THIRD)] == [8, 4, 2]
+    assert _fill(machine, FIRST, 1, 0.0) == 1
+
+
+def test_sessions_that_were_never_used_make_way_while_others_wait() -> None:
+    machine = hop_machine(SECOND)
+    _open(machine)
+    _pass(machine, 0, 0)
+    assert _fill(machine, SPARE, 8, 0.0) == 8
+    for number in range(8):  # its owner is alive
+        machine.receive(SPARE, Ping(_name(SPARE, number), 0), b"", UNUSED_S)
+    machine.receive(OWNER, Ping(SESSION, 0), b"", UNUSED_S)
+    assert machine.tick(UNUSED_S + 1) == []  # nobody waits
+    assert _fill(machine, THIRD, 4, UNUSED_S + 1) == 3
+    assert len(machine.tick(UNUSED_S + 1)) == 8
+    assert machine.sessions == 1 + 3
 
 
 def test_a_silent_owner_is_forgotten() -> None:
