@@ -26,6 +26,7 @@ MAX_PORT = 65535
 
 # The daemon's own resource manager has no limits, so that it is capped from outside.
 MEMORY_BYTES = 1024 * 1024 * 1024  # soft: Go collects harder above; 150 MB seen under load
+MAX_ADDRESS_SPACE_BYTES = 3 * 1024**3  # hard: then it dies, and is restarted; 0.7 GiB is usual
 MAX_OPEN_FILES = 4096
 CONNECTIONS_HIGH = 512  # above this many the daemon closes idle ones down to CONNECTIONS_LOW
 CONNECTIONS_LOW = 384
@@ -36,8 +37,9 @@ CONNECTIONS_LOW = 384
 _GUARD = """
 exec 3<&0
 ulimit -n "$1" 2>/dev/null
-folder=$2
-shift 2
+ulimit -v "$2" 2>/dev/null
+folder=$3
+shift 3
 "$@" </dev/null 3<&- &
 daemon=$!
 ( exec >/dev/null 2>&1; read -r _ <&3 || rm -rf -- "$folder"; kill -9 "$daemon" ) &
@@ -215,7 +217,8 @@ class Daemon:
             try:
                 self._process, _ = await loop.subprocess_exec(
                     lambda: self._output,
-                    "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES), str(self._folder), *command,
+                    "/bin/sh", "-c", _GUARD, "sh", str(MAX_OPEN_FILES),
+                    str(MAX_ADDRESS_SPACE_BYTES // 1024), str(self._folder), *command,
                     start_new_session=True,  # Ctrl-C must reach us first, not the daemon
                     env={**os.environ, "GOMEMLIMIT": str(MEMORY_BYTES), **environment},
                 )  # fmt: skip

@@ -16,7 +16,13 @@ import pytest
 
 from gennode.errors import NetworkError, RemoteError, UsageError
 from gennode.mesh import p2pd_pb2 as pb
-from gennode.mesh.daemon import find_binary, socket_folder, write_key
+from gennode.mesh.daemon import (
+    MAX_ADDRESS_SPACE_BYTES,
+    MAX_OPEN_FILES,
+    find_binary,
+    socket_folder,
+    write_key,
+)
 from gennode.mesh.outgoing import PROTOCOL
 from gennode.mesh.p2pd import MAX_DEATHS, P2pdTransport
 from gennode.mesh.p2pd_stream import pack, unpack
@@ -63,6 +69,9 @@ async def test_identity_addresses_and_privacy() -> None:
         assert not (folder / "key").exists()
         (process,) = daemon_processes(a)
         assert os.getsid(process.pid) != os.getsid(0)
+        if sys.platform == "linux":
+            assert process.rlimit(psutil.RLIMIT_AS)[1] == MAX_ADDRESS_SPACE_BYTES
+            assert process.rlimit(psutil.RLIMIT_NOFILE)[1] == MAX_OPEN_FILES
         connections = process.net_connections("inet")
         assert {entry.laddr.ip for entry in connections} == {"127.0.0.1"}
         assert "udp" not in {str(entry.type) for entry in connections}
