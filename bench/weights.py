@@ -55,7 +55,7 @@ def main() -> None:
         asyncio.run(_send_tcp(options.send) if options.tcp else _send_blobs(options.send))
         return
     folder = _weights()
-    rounds = options.rounds or (3 if options.quick else 9)
+    rounds = options.rounds or (2 if options.quick else 9)
     tcp, fetched = asyncio.run(_measure(folder, rounds))
     ratios = {
         count: median_of(rate / plain for rate, plain in zip(rates, tcp, strict=True))
