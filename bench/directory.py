@@ -9,7 +9,7 @@ seen_fraction_60s    every 5 s, each live peer that joined 60 s ago or earlier: 
 ghost_s_max          each second, 200 peers by lot: how long the longest dead of those that they
                      still see has been dead
 newcomer_sees_s_max  20 newcomers: until they see 99 % of those that were live when they joined
-newcomer_seen_s_max  the same: until 99 % of the live peers see them
+newcomer_seen_s_max  the same: until 99 % of those see them
 bytes_per_peer_s     all that is sent, with what links, noise and TCP add, per live peer
 cpu_ms_per_peer_s    what one peer computes in a second of life, the simulation's work included
 """
@@ -91,7 +91,7 @@ class Watch:
         ):
             newcomer.sees_s = age_s
         if newcomer.seen_s is None and (
-            sum(self.crowd.knows(other, peer) for other in alive) >= ENOUGH * len(alive)
+            sum(self.crowd.knows(other, peer) for other in others) >= ENOUGH * len(others)
         ):
             newcomer.seen_s = age_s
 

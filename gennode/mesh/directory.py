@@ -43,11 +43,6 @@ from gennode.wire.messages import (
 from gennode.wire.signing import Signed
 
 EXCHANGE_INTERVAL_S = 1.0  # news reaches n peers in some log3(n) exchanges
-
-# In a large swarm digests would cost more than what they bring: there we take twice the time,
-# and news still reaches all well within the third of a lifetime that passes between two beats.
-CROWDED_PEERS = 512
-CROWDED_INTERVAL_S = 2.0
 BEAT_S = 10.0  # two may get lost in a lifetime of 30 s
 
 # What has expired is remembered for an hour: honest copies are gone within two lifetimes, and
@@ -189,9 +184,7 @@ class Directory:
         if now_s >= self._next_exchange_s:
             partner = self.neighbours.next()
             if partner is not None:
-                is_crowded = len(self._roster) > CROWDED_PEERS
-                interval_s = CROWDED_INTERVAL_S if is_crowded else EXCHANGE_INTERVAL_S
-                self._next_exchange_s = now_s + interval_s
+                self._next_exchange_s = now_s + EXCHANGE_INTERVAL_S
                 self.neighbours.asked(partner, now_s)
                 outgoing.append((partner, self._digest()))
         return outgoing
