@@ -192,6 +192,11 @@ class P2pdTransport:
         return self._options.role
 
     @property
+    def relays(self) -> tuple[str, ...]:
+        """Those that we may use while behind a NAT."""
+        return self._options.relays
+
+    @property
     def port(self) -> int:
         """The TCP port that we listen on."""
         return self._options.listen[1]

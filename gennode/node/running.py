@@ -37,8 +37,7 @@ class Running:
         NetworkError if it doesn't.
         """
         if self.reaching is not None:
-            await self.reaching.check()
-            await self.reaching.prove_relay()
+            await self.reaching.settle()
 
 
 @asynccontextmanager

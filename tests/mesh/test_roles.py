@@ -8,6 +8,7 @@ from gennode.mesh.reach import Dialled, Sighting
 from gennode.mesh.roles import (
     MAX_RELAYS,
     Role,
+    better_relays,
     is_reached_by_relay,
     next_role,
     role_environment,
@@ -15,6 +16,7 @@ from gennode.mesh.roles import (
     usable_relays,
     worth_telling,
 )
+from gennode.wire.ids import PeerId
 
 PEER = "12D3KooWGjSE7eCu5f1Pa8pGxscmoEcdQ5BRMGqbyMvL2dhrPCS5"
 RELAY = f"/ip4/11.22.33.11/tcp/4001/p2p/{PEER}"
@@ -40,6 +42,22 @@ def test_relays_are_looked_for_at_direct_addresses_each_once() -> None:
     many = [f"/ip4/11.22.33.11/tcp/{port}/p2p/{PEER}" for port in range(1, 20)]
     assert usable_relays([CIRCUIT, RELAY, RELAY]) == (RELAY,)
     assert len(usable_relays(many)) == MAX_RELAYS
+
+
+def test_real_relays_take_the_place_of_peers_that_were_met_first() -> None:
+    own, met, other = PeerId("own"), "/ip4/11.1.1.1/tcp/1/p2p/met", PeerId("other")
+    announced = {other: [RELAY, CIRCUIT, HOME]}
+    assert better_relays(own, [met], {}, lost=True) == ()
+    assert better_relays(own, [met], announced, lost=False) == (RELAY, HOME)
+    assert better_relays(own, [RELAY], announced, lost=False) == ()
+    assert better_relays(own, [RELAY, HOME], announced, lost=True) == ()
+    assert better_relays(own, [RELAY], announced | {PeerId("more"): [met]}, lost=True)
+    spread = {
+        better_relays(PeerId(f"peer {number}"), [], {PeerId(f"{n}"): [f"/ip4/11.1.1.{n}/tcp/1"]
+                      for n in range(30)}, lost=True)[0]
+        for number in range(100)
+    }  # fmt: skip
+    assert len(spread) > 20
 
 
 @pytest.mark.parametrize("role", [Role.PUBLIC, Role.PRIVATE, Role.RELAY])
