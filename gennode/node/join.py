@@ -31,7 +31,7 @@ from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.stopping import stoppable
 from gennode.node.transports import Listening
 from gennode.node.worker import Worker
-from gennode.sharding.capacity import cache_bytes, layer_bytes, layers_that_fit
+from gennode.sharding.capacity import cache_bytes, hosting_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
@@ -150,7 +150,10 @@ def _following(
         shared.remove(model)
         folders.pop(model, None)
 
-    capacity = _capacity(folder.manifest.shape, options, _memory(options))
+    shape = folder.manifest.shape
+    positions = min(PLANNED_POSITIONS, shape.max_positions)
+    each_bytes = hosting_bytes(shape, 1, sessions=PLANNED_SESSIONS, positions=positions)
+    capacity = _memory(options) // each_bytes  # of two versions, so perhaps more than one has
     return Following(node, line, Means(fetch, make, gained, dropped), capacity_layers=capacity)
 
 

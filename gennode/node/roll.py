@@ -162,7 +162,7 @@ class RollMachine:
     def _let_go(self, olds: Sequence[Hosted], now_s: float) -> list[RollAction]:
         """Retire old versions once the new one is covered, and idle or long enough so."""
         if self._covered_since_s is None:
-            self.waits_for = "the new version is not covered yet"
+            self.waits_for = "the new version is not covered yet" if olds else ""
             return []
         since_s = now_s - self._covered_since_s
         return [
