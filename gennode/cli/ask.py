@@ -32,6 +32,9 @@ def command(
 ) -> None:
     """Ask the swarm one prompt; the answer streams to standard output.
 
+    --model may also be PEER/NAME: the newest version that this publisher has released and
+    workers cover.
+
     Without --bootstrap it asks through the node that runs on this machine, or else through
     peers that a node met here before.
     """

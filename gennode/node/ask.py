@@ -16,19 +16,23 @@ from gennode.engine.owner import LlamaOwner
 from gennode.engine.sample import Sampling
 from gennode.engine.text import TextStream
 from gennode.engine.weights import ModelFolder, open_model
+from gennode.errors import NetworkError
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.fetch import fetch_span, is_model_id, weights_folder
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
+from gennode.node.roll import choose_version
 from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
 from gennode.wire.ids import Hop, ModelId, PeerId
 from gennode.wire.messages import CodecName
+from gennode.wire.release import Line, is_line, parse_line
 from gennode.wire.signing import SEED_BYTES, Key
 
+RELEASE_POLL_S = 0.1
 FIND_TIMEOUT_S = 10.0  # for the directory to show workers for every layer
 
 
@@ -134,10 +138,11 @@ async def asking(
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any.
 
+    `model`: a folder, a name or an id; or `PEER/NAME` for the newest version of a line.
     `peers`: the file by which it finds old acquaintances again, if it is given no `bootstrap`.
     """
     owner = None
-    if not is_model_id(model):
+    if not is_model_id(model) and not is_line(model):
         path = find_or_download(model, progress)
         with progress("checking the model's files") as report:
             folder = open_model(path, progress=report, cache=hash_cache())
@@ -155,10 +160,27 @@ async def asking(
             if owner is not None:
                 await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
         if owner is None:
-            owner = await _load(await _fetch(node, ModelId(model), progress), progress)
+            found = await _newest(node, parse_line(model)) if is_line(model) else ModelId(model)
+            owner = await _load(await _fetch(node, found, progress), progress)
             await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
         asker = Asker(node, owner, on_failover)
         yield asker
+
+
+async def _newest(node: LiveNode, line: Line) -> ModelId:
+    """The newest version of a line that workers cover; NetworkError if nobody knows the line."""
+    releases = node.machine.releases
+    releases.follow(line)
+    deadline_s = time.monotonic() + FIND_TIMEOUT_S
+    while (release := releases.newest(line)) is None:
+        if time.monotonic() > deadline_s:
+            raise NetworkError(
+                f"no peer knows one newest release of {line}",
+                hint="check the name, and that its publisher or a worker that follows it is up",
+            )
+        await asyncio.sleep(RELEASE_POLL_S)
+    await node.hear(release.model)
+    return choose_version(release, node.live())
 
 
 async def _load(folder: ModelFolder, progress: ShowProgress) -> LlamaOwner:

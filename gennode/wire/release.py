@@ -72,6 +72,12 @@ def read_release(signed: Signed) -> Release:
     return release
 
 
+def is_line(text: str) -> bool:
+    """Whether a person means `PEER/NAME`, and no file or model: it begins as peer ids do."""
+    publisher, slash, _ = text.partition("/")
+    return bool(slash) and publisher.startswith("12D3Koo") and len(publisher) > 46
+
+
 def parse_line(text: str) -> Line:
     """A line from `PEER/NAME`, as a person types it; UsageError if it is none."""
     publisher, _, name = text.partition("/")

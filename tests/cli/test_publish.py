@@ -38,7 +38,10 @@ def first_line(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 @pytest.mark.slow  # four processes with torch
-def test_a_release_rolls_through_workers_that_answer(gennode: Command, tmp_path: Path) -> None:
+def test_a_release_rolls_through_workers_that_answer(
+    gennode: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     newer = changed_copy(tmp_path / "newer")
 
     def ask(model: str | Path) -> Ended:
@@ -60,8 +63,6 @@ def test_a_release_rolls_through_workers_that_answer(gennode: Command, tmp_path:
         publishers: list[subprocess.Popen[str]] = []
         first = publish(MODEL)
         assert (first["number"], first["previous"]) == (1, "")
-        publishers[0].terminate()
-        publishers[0].wait(30)
         for index, layers in enumerate(LAYERS):
             worker = stack.enter_context(
                 process("join", "--model", MODEL, "--layers", layers, "--follow", first["line"],
@@ -71,7 +72,10 @@ def test_a_release_rolls_through_workers_that_answer(gennode: Command, tmp_path:
             )  # fmt: skip
             assert first_line(worker)["model"] == first["model"]
         before = json.loads(ask(MODEL).out)["tokens"]
+        assert json.loads(ask(first["line"]).out)["tokens"] == before
 
+        publishers[0].terminate()
+        publishers[0].wait(30)
         second = publish(newer)
         assert (second["number"], second["previous"]) == (2, first["model"])
         assert second["told"] == len(LAYERS)
@@ -84,6 +88,7 @@ def test_a_release_rolls_through_workers_that_answer(gennode: Command, tmp_path:
         after = ask(newer)
         assert after.code == 0, after.err
         assert json.loads(after.out)["tokens"] != before
+        assert json.loads(ask(first["line"]).out)["tokens"] == json.loads(after.out)["tokens"]
         hosted = json.loads(gennode("status", "--state", tmp_path / "worker-0", "--json").out)
         models = [one["model"] for worker in hosted["workers"] for one in worker["hosting"]]
         assert models == [second["model"]] * len(LAYERS)

@@ -14,6 +14,7 @@ from gennode.wire.release import (
     MAX_RELEASE_BYTES,
     Line,
     Release,
+    is_line,
     parse_line,
     read_release,
     sign_release,
@@ -71,6 +72,9 @@ def test_a_name_that_is_none_is_refused_when_it_is_signed(name: str) -> None:
 def test_a_line_is_typed_as_it_is_shown() -> None:
     line = Line(KEY.peer, "demo")
     assert parse_line(str(line)) == line
+    assert is_line(str(line))
     for wrong in ("demo", f"{KEY.peer}/", f"{KEY.peer}/A", "nobody/demo", ""):
         with pytest.raises(UsageError):
             parse_line(wrong)
+    for model in ("gennode-large", "./demo", "/models/demo", "owner/model", "a" * 64):
+        assert not is_line(model)
