@@ -31,7 +31,8 @@ class Outgoing:
     """One link to one peer.
 
     Calls `on_over(self, reason, breach)` once if it is given up, or `on_done(self)` once its
-    end is confirmed.
+    end is confirmed; `on_trouble(peer, reason)` when the peer refuses us after a stream broke,
+    once for each.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Outgoing:
         transport: Transport,
         addresses: Callable[[], tuple[str, ...]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        on_trouble: Callable[[PeerId, str], None],
         on_over: Callable[[Outgoing, str, bool], None],
         on_done: Callable[[Outgoing], None],
     ) -> None:
@@ -49,6 +51,7 @@ class Outgoing:
         self._transport = transport
         self._addresses = addresses
         self._spawn = spawn
+        self._on_trouble = on_trouble
         self._on_over = on_over
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
@@ -184,12 +187,16 @@ class Outgoing:
 
     async def _reach_again(self, timeout_s: float) -> Stream:
         """A stream; where one broke just now, try until the peer's daemon, or ours, may be back."""
+        is_told = False
         while True:
             try:
                 return await self._reach(timeout_s)
-            except NetworkError:
+            except NetworkError as error:
                 if self._loop.time() - self._lost_s > RESTART_PATIENCE_S:
                     raise
+                if not is_told:
+                    is_told = True
+                    self._on_trouble(self.peer, str(error))
             await asyncio.sleep(RETRY_S)
 
     def _take(self, stream: Stream, data: bytes) -> None:

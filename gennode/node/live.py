@@ -91,7 +91,9 @@ class LiveNode:
         async with AsyncExitStack() as stack:
             self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
             stack.callback(self._compute.shutdown, cancel_futures=True)
-            self._links = Links(self.transport, self._on_message, self._on_down)
+            self._links = Links(
+                self.transport, self._on_message, self._on_down, on_trouble=self._on_trouble
+            )
             self._meeting = Meeting(self.transport, self._book, self._links.learn)
             await stack.enter_async_context(self._links)
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -271,6 +273,9 @@ class LiveNode:
 
     def _on_down(self, peer: PeerId, reason: str, _breach: bool) -> None:
         self._act(self.machine.peer_down(peer, as_text(reason), self._now_s()))
+
+    def _on_trouble(self, peer: PeerId, reason: str) -> None:
+        self._act(self.machine.peer_in_trouble(peer, as_text(reason), self._now_s()))
 
     def _act(self, actions: list[Action]) -> None:
         if self._has_left:

@@ -290,6 +290,16 @@ class PeerMachine:
             actions += machine.peer_down(peer, reason, now_s)
         return actions
 
+    def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
+        """A peer refuses us, and may be back in a moment: go round it where that is possible."""
+        self._now_s = now_s
+        machines = list(self._sessions.values())
+        return [
+            action
+            for machine in machines
+            for action in machine.peer_in_trouble(peer, reason, now_s)
+        ]
+
     def tick(self, now_s: float, others: Mapping[PeerId, str]) -> list[Action]:
         """Let time pass. `others`: peers to exchange the directory with beside those that
         announce themselves, each with its net group."""

@@ -176,6 +176,12 @@ class SessionMachine:
             return []
         return self._mend({peer}, reason, now_s)
 
+    def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
+        """A peer may be dead: replace it if others have what it holds, else wait and see."""
+        lost, avoid = frozenset({peer}), frozenset({peer, *self._avoid})
+        found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
+        return [] if isinstance(found, str) else self.peer_down(peer, reason, now_s)
+
     def tick(self, now_s: float) -> list[Action]:
         """Let time pass: ping, lose patience, look for a route again."""
         if self._state is _State.OVER:

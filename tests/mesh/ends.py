@@ -25,8 +25,9 @@ class Diary:
         self.echo = echo
         self.got: list[tuple[PeerId, int, bytes]] = []
         self.downs: list[tuple[PeerId, str, bool]] = []
+        self.troubles: list[PeerId] = []
         self._changed = asyncio.Event()
-        self.links = Links(transport, self._message, self._down)
+        self.links = Links(transport, self._message, self._down, on_trouble=self._trouble)
 
     def _message(self, peer: PeerId, message: Message, payload: bytes) -> None:
         assert isinstance(message, Ping)
@@ -34,6 +35,10 @@ class Diary:
         self._changed.set()
         if self.echo:
             self.links.send(peer, message, payload)
+
+    def _trouble(self, peer: PeerId, _reason: str) -> None:
+        assert not self.downs, "in trouble after it was given up"
+        self.troubles.append(peer)
 
     def _down(self, peer: PeerId, reason: str, breach: bool) -> None:
         self.downs.append((peer, reason, breach))

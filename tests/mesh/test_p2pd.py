@@ -116,7 +116,7 @@ async def test_providers_are_found_among_three() -> None:
         await found.wait_for(5)
 
 
-async def test_a_killed_peer_is_reported_fast() -> None:
+async def test_a_killed_peer_is_in_trouble_at_once_and_given_up_later() -> None:
     async with transports(2) as (first, second), AsyncExitStack() as stack:
         a, b = Diary(first), Diary(second, echo=True)
         await stack.enter_async_context(a.links)
@@ -130,6 +130,7 @@ async def test_a_killed_peer_is_reported_fast() -> None:
         process.send_signal(signal.SIGKILL)
         await a.wait_for(downs=1)
         assert [(peer, breach) for peer, _, breach in a.downs] == [(second.peer, False)]
+        assert a.troubles == [second.peer]
         await b.wait_for(downs=1)
 
 

@@ -114,6 +114,20 @@ def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
     assert (peer, again.number, again.attempt, again.rebuild) == (FIRST, 3, 1, False)
 
 
+def test_a_peer_in_trouble_is_replaced_where_others_have_what_it_holds() -> None:
+    machine = _ready()
+    assert machine.peer_in_trouble(SPARE, "refuses", 0.3) == []  # it is on no hop of ours
+    assert machine.peer_in_trouble(SECOND, "refuses", 0.3)
+    assert machine.path[1].peer == SPARE
+
+
+def test_a_peer_in_trouble_is_waited_for_where_nobody_else_is() -> None:
+    machine = SessionMachine(TERMS, PATH, lambda *_where: "nobody else")
+    _accept_all(machine, machine.start(0.0), 0.0)
+    assert machine.peer_in_trouble(SECOND, "refuses", 0.3) == []
+    assert machine.path == PATH
+
+
 def test_a_dead_first_hop_is_rebuilt_from_tokens() -> None:
     machine = _ready()
     _answer(machine, 2)
