@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gennode.errors import GennodeError
 from gennode.node.live import LiveNode
@@ -97,8 +98,7 @@ class Following:
             worker = await asyncio.to_thread(self._means.open, action.model, action.span)
         engine = worker.engine
         for layer in range(action.span.start, action.span.end):
-            one = Span(layer, layer + 1)
-            await self._node.in_engine_thread(lambda one=one: engine.load(one))  # type: ignore[misc]
+            await self._node.in_engine_thread(partial(engine.load, Span(layer, layer + 1)))
         await self._node.serve(worker)
         self._means.gained(action.model)
 

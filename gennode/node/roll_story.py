@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from gennode.engine.sample import Sampling
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
-from gennode.node.alone import Alone
 from gennode.node.prompt import answer
 from gennode.node.roll import (
     Drop,
@@ -22,10 +21,10 @@ from gennode.node.roll import (
     choose_version,
 )
 from gennode.node.simulated import SimulatedSwarm
+from gennode.node.simulation import undisturbed
 from gennode.node.worker import Worker
 from gennode.sharding.route import Route
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.manifest import Manifest
 from gennode.wire.release import Line, Release, sign_release
 from gennode.wire.signing import Key
 
@@ -213,20 +212,3 @@ class _Prompt:
             self.story.of_new += 1
         else:
             self.story.mixed += 1
-
-
-def undisturbed(manifest: Manifest, prompt: str, sampling: Sampling) -> list[int]:
-    """The answer of one machine that holds all layers of one version and never fails."""
-    engine, whole = ToyShard(manifest), Span(0, manifest.shape.layers)
-    engine.load(whole)
-    tokens: list[int] = []
-
-    async def ask() -> None:
-        async for token in answer(prompt, ToyOwner(manifest), Alone(engine, [whole]), sampling):
-            tokens.append(token)
-
-    try:
-        ask().send(None)
-    except StopIteration:
-        return tokens
-    raise AssertionError("an answer without a mesh waited for something")

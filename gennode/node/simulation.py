@@ -78,7 +78,7 @@ def tell(seed: int, make_engine: Callable[[Manifest], ShardEngine] = ToyShard) -
         swarm.spawn(ask(index))
     faults = _plan_faults(rng, swarm, workers, STEP_S * max_tokens)
     swarm.run(STORY_LIMIT_S, done=lambda: all(end is not None for end in ends))
-    truths = [_undisturbed(owner, prompt, s) for prompt, s in zip(prompts, samplings, strict=True)]
+    truths = [undisturbed(manifest, *asked) for asked in zip(prompts, samplings, strict=True)]
     right = sum(
         end == "" and given == truth
         for end, given, truth in zip(ends, answers, truths, strict=True)
@@ -120,9 +120,10 @@ def _plan_faults(
     return tuple(told)
 
 
-def _undisturbed(owner: ToyOwner, prompt: str, sampling: Sampling) -> list[int]:
-    """The answer of one machine that holds all layers and never fails."""
-    engine, whole = ToyShard(toy_manifest(LAYERS)), Span(0, LAYERS)
+def undisturbed(manifest: Manifest, prompt: str, sampling: Sampling) -> list[int]:
+    """The answer of one machine that holds all layers of a toy and never fails."""
+    engine, whole = ToyShard(manifest), Span(0, manifest.shape.layers)
+    owner = ToyOwner(manifest)
     engine.load(whole)
     tokens: list[int] = []
 
