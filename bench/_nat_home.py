@@ -17,8 +17,8 @@ import time
 from typing import Any
 
 from gennode.errors import GennodeError
-from gennode.mesh.p2pd import P2pdTransport
-from gennode.mesh.roles import Role, is_reached_by_relay
+from gennode.mesh.p2pd.roles import Role, is_reached_by_relay
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.transport import Stream
 from gennode.node.running import running
 from gennode.node.transports import Listening

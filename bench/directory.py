@@ -23,7 +23,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from bench._report import report
-from gennode.mesh.crowd import Crowd, Weather
+from gennode.mesh.directory.crowd import Crowd, Weather
 from gennode.wire.ids import PeerId
 
 FULL, QUICK = (2000, 95.0), (300, 90.0)  # peers, virtual seconds

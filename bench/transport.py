@@ -85,8 +85,8 @@ class PlainStream(asyncio.Protocol):
 
 async def start(kind: Kind, seed: int) -> Transport:
     """A libp2p transport on loopback."""
-    from gennode.mesh.p2pd import P2pdTransport
-    from gennode.mesh.pylibp2p import PyLibp2pTransport
+    from gennode.mesh.p2pd.transport import P2pdTransport
+    from gennode.mesh.pylibp2p.transport import PyLibp2pTransport
     from gennode.wire.signing import Key
 
     key = Key(bytes([seed]) * 32)

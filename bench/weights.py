@@ -25,10 +25,10 @@ import msgspec
 from bench._report import median_of, report
 from gennode.engine.layout import SINGLE, Position
 from gennode.engine.shelf import FolderShelf, PartialFolder
-from gennode.mesh.blob_fetch import fetch_chunks
-from gennode.mesh.blob_server import BlobServer
-from gennode.mesh.blobs import PROTOCOL
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.blobs.fetch import fetch_chunks
+from gennode.mesh.blobs.fetching import PROTOCOL
+from gennode.mesh.blobs.server import BlobServer
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.wire import planes
 from gennode.wire.ids import PeerId
 from gennode.wire.manifest import CHUNK_BYTES, Manifest

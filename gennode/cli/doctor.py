@@ -20,7 +20,7 @@ from gennode.cli.output import JSON_OPTION, print_json, progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gennode.node.finding import Finding
+    from gennode.node.doctor.finding import Finding
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "skip": ("–", "dim")}
 
@@ -60,10 +60,10 @@ def command(
     tame_threads()
     import asyncio
 
-    from gennode.node.doctor import diagnose
-    from gennode.node.examine import examine
-    from gennode.node.facts import Wanted
-    from gennode.node.finding import exit_code
+    from gennode.node.doctor.diagnosis import diagnose
+    from gennode.node.doctor.examine import examine
+    from gennode.node.doctor.facts import Wanted
+    from gennode.node.doctor.finding import exit_code
     from gennode.node.transports import Listening
 
     wanted = Wanted(

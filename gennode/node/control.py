@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from gennode.errors import NetworkError
-from gennode.mesh.limits import Use
+from gennode.mesh.links.limits import Use
 from gennode.node.live import LiveNode
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.messages import Hosting, Reach

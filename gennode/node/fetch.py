@@ -17,10 +17,10 @@ import platformdirs
 from gennode.engine.layout import needed
 from gennode.engine.shelf import MANIFEST, PartialFolder
 from gennode.errors import GennodeError, NetworkError, RemoteError
-from gennode.mesh.blob_fetch import OnBreach, fetch_chunks
-from gennode.mesh.blob_server import BlobServer, Shelf
-from gennode.mesh.blob_stream import ask_manifest
-from gennode.mesh.blobs import MAX_SOURCES, PROTOCOL
+from gennode.mesh.blobs.fetch import OnBreach, fetch_chunks
+from gennode.mesh.blobs.fetching import MAX_SOURCES, PROTOCOL
+from gennode.mesh.blobs.server import BlobServer, Shelf
+from gennode.mesh.blobs.stream import ask_manifest
 from gennode.mesh.transport import Stream
 from gennode.node.live import LiveNode
 from gennode.node.meeting import rendezvous_key

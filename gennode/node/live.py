@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar
 
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, NetworkError
-from gennode.mesh.limits import Use
-from gennode.mesh.links import Links
+from gennode.mesh.links.limits import Use
+from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
     Action,

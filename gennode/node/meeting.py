@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from gennode.errors import NetworkError
-from gennode.mesh.netgroup import LOCAL, net_group
+from gennode.mesh.directory.netgroup import LOCAL, net_group
 from gennode.mesh.transport import Transport
 from gennode.node.peers import SAVE_INTERVAL_S, PeerBook
 from gennode.wire.ids import ModelId, PeerId

@@ -6,9 +6,9 @@ import random
 from collections.abc import Mapping
 
 from gennode.errors import GennodeError, LocalError, NoRouteError
-from gennode.mesh.announced import DOMAIN
-from gennode.mesh.directory import Directory
-from gennode.mesh.releases import ReleaseBoard
+from gennode.mesh.directory.announced import DOMAIN
+from gennode.mesh.directory.directory import Directory
+from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.session import SessionMachine, SessionTerms

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from gennode.errors import NetworkError, ResourceError
-from gennode.mesh.peerstore import SECRET_BYTES, Known, PeerStore, Snapshot
+from gennode.mesh.directory.peerstore import SECRET_BYTES, Known, PeerStore, Snapshot
 from gennode.mesh.transport import Transport
 from gennode.node.state import replace_file
 from gennode.wire.ids import PeerId

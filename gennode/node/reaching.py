@@ -7,11 +7,11 @@ import logging
 import time
 
 from gennode.errors import GennodeError, NetworkError
-from gennode.mesh.observer import ask_observers
-from gennode.mesh.p2pd import P2pdTransport
-from gennode.mesh.reach import Sighting
-from gennode.mesh.relay import check_relay
-from gennode.mesh.roles import Role, better_relays, is_reached_by_relay, next_role
+from gennode.mesh.p2pd.relay_check import check_relay
+from gennode.mesh.p2pd.roles import Role, better_relays, is_reached_by_relay, next_role
+from gennode.mesh.p2pd.transport import P2pdTransport
+from gennode.mesh.reach.observer import ask_observers
+from gennode.mesh.reach.reach import Sighting
 from gennode.node.live import LiveNode
 from gennode.wire.messages import Reach
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gennode.errors import NetworkError
-from gennode.mesh.observer import Observer
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.p2pd.transport import P2pdTransport
+from gennode.mesh.reach.observer import Observer
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.control import answering
 from gennode.node.live import LiveNode

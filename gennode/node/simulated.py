@@ -17,7 +17,7 @@ from typing import Any
 
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, LocalError, RemoteError
-from gennode.mesh.netgroup import LOCAL
+from gennode.mesh.directory.netgroup import LOCAL
 from gennode.node.actions import Action, Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
 from gennode.node.peer import PeerMachine
 from gennode.node.worker import Worker

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from gennode.errors import UsageError
-from gennode.mesh.p2pd import P2pdTransport
-from gennode.mesh.reach import endpoint
-from gennode.mesh.roles import Role, usable_relays
+from gennode.mesh.p2pd.roles import Role, usable_relays
+from gennode.mesh.p2pd.transport import P2pdTransport
+from gennode.mesh.reach.reach import endpoint
 from gennode.mesh.transport import Transport
 from gennode.wire.signing import Key
 
@@ -92,7 +92,7 @@ async def start_transport(
     if listening.relay:
         raise UsageError("only p2pd relays", hint="leave --transport or --relay out")
     try:
-        from gennode.mesh.pylibp2p import PyLibp2pTransport
+        from gennode.mesh.pylibp2p.transport import PyLibp2pTransport
     except ModuleNotFoundError as error:
         hint = "pip install 'gennode[pylibp2p]'"
         raise UsageError(f"py-libp2p is not installed: {error}", hint=hint) from error

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gennode.errors import NetworkError, RemoteError
-from gennode.mesh import blobs
-from gennode.mesh.blobs import MAX_SOURCES, PROTOCOL
+from gennode.mesh.blobs import fetching as blobs
+from gennode.mesh.blobs.fetching import MAX_SOURCES, PROTOCOL
 from gennode.mesh.transport import Stream
 from gennode.wire.blobs import (
     MAX_ANSWER_BYTES,

@@ -7,9 +7,9 @@ from random import Random
 import msgspec
 import pytest
 
-from gennode.mesh.neighbours import Neighbours
-from gennode.mesh.netgroup import net_group
-from gennode.mesh.peerstore import PeerStore, Snapshot
+from gennode.mesh.directory.neighbours import Neighbours
+from gennode.mesh.directory.netgroup import net_group
+from gennode.mesh.directory.peerstore import PeerStore, Snapshot
 from gennode.wire.ids import PeerId
 
 HOSTILE, HONEST = 200, 60

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gennode.mesh.link import LINK_ID_BYTES, Kind
+from gennode.mesh.links.outgoing import PROTOCOL
+from gennode.mesh.links.protocol import LINK_ID_BYTES, Kind
 from gennode.mesh.memory import MemoryStream, MemoryTransport
-from gennode.mesh.outgoing import PROTOCOL
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.node.live import LiveNode
 from gennode.wire.frames import MAX_FRAME_BYTES, encode
 from gennode.wire.ids import PeerId, SessionId

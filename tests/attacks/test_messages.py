@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from gennode.engine.toy import TOY_DIM
-from gennode.mesh.admission import MAX_TOLD_BY_GROUP
-from gennode.mesh.announced import DOMAIN
-from gennode.mesh.links import Links
+from gennode.mesh.directory.admission import MAX_TOLD_BY_GROUP
+from gennode.mesh.directory.announced import DOMAIN
+from gennode.mesh.links.links import Links
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span

@@ -36,8 +36,8 @@ from libp2p.transport.upgrader import TransportUpgrader
 
 from gennode.errors import NetworkError
 from gennode.mesh.multiaddr import peer_to_bytes
-from gennode.mesh.pylibp2p import PyLibp2pTransport
-from gennode.mesh.pylibp2p_limits import MAX_CONNECTIONS, MAX_INBOUND, MAX_INBOUND_STREAMS
+from gennode.mesh.pylibp2p.limits import MAX_CONNECTIONS, MAX_INBOUND, MAX_INBOUND_STREAMS
+from gennode.mesh.pylibp2p.transport import PyLibp2pTransport
 from gennode.mesh.transport import Stream
 from gennode.wire.ids import public_key_of
 from gennode.wire.signing import Key

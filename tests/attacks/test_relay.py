@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from gennode.errors import NetworkError
 from gennode.mesh.multiaddr import pack_varint, peer_to_bytes, unpack_varint
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.transport import Stream
 from gennode.wire.ids import PeerId
 from gennode.wire.signing import Key

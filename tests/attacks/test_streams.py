@@ -11,11 +11,11 @@ import psutil
 import pytest
 
 from gennode.errors import NetworkError
-from gennode.mesh import incoming
-from gennode.mesh.limits import MESSAGES_BURST, MESSAGES_PER_S
-from gennode.mesh.link import LINK_ID_BYTES, MAX_QUEUED_BYTES, Kind, Reply, reply
-from gennode.mesh.outgoing import PROTOCOL
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.links import incoming
+from gennode.mesh.links.limits import MESSAGES_BURST, MESSAGES_PER_S
+from gennode.mesh.links.outgoing import PROTOCOL
+from gennode.mesh.links.protocol import LINK_ID_BYTES, MAX_QUEUED_BYTES, Kind, Reply, reply
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.transport import Stream
 from gennode.wire.frames import MAX_FRAME_BYTES, encode
 from gennode.wire.ids import PeerId

@@ -13,7 +13,7 @@ import pytest
 
 from gennode.cli.doctor import show
 from gennode.errors import ModelError
-from gennode.node.finding import fail, ok, skip, warn
+from gennode.node.doctor.finding import fail, ok, skip, warn
 from tests.cli.conftest import Command
 
 MODEL = "gennode-small"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gennode.cli.status import show, show_limits
-from gennode.mesh.limits import Use
+from gennode.mesh.links.limits import Use
 from gennode.node.control import HostingView, NodeStatus, WorkerView
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.signing import Key

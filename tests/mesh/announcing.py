@@ -7,8 +7,8 @@ from random import Random
 
 import msgspec
 
-from gennode.mesh.announced import DOMAIN
-from gennode.mesh.directory import Directory
+from gennode.mesh.directory.announced import DOMAIN
+from gennode.mesh.directory.directory import Directory
 from gennode.wire.beats import chain
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.messages import AgedAnnouncement, Announcements, Beats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gennode.mesh.links import Links
+from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Stream, Transport
 from gennode.wire.ids import PeerId, SessionId
 from gennode.wire.messages import Message, Ping

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from gennode.mesh.blob_fetch import fetch_chunks
-from gennode.mesh.blob_server import BlobServer
-from gennode.mesh.blobs import PROTOCOL
+from gennode.mesh.blobs.fetch import fetch_chunks
+from gennode.mesh.blobs.fetching import PROTOCOL
+from gennode.mesh.blobs.server import BlobServer
 from gennode.mesh.memory import MemoryNetwork, MemoryTransport
 from gennode.mesh.transport import Stream
 from gennode.wire.blobs import Answer, Request, decode_request, encode

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from gennode.mesh.reach import Dialled, Sighting
-from gennode.mesh.relay import RelayCheck
-from gennode.node.doctor import KNOWN_BINARIES
-from gennode.node.facts import (
+from gennode.mesh.p2pd.relay_check import RelayCheck
+from gennode.mesh.reach.reach import Dialled, Sighting
+from gennode.node.doctor.diagnosis import KNOWN_BINARIES
+from gennode.node.doctor.facts import (
     Binary,
     Bootstrap,
     Disk,

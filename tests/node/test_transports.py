@@ -45,7 +45,7 @@ def test_owners_on_either_transport_get_the_right_answer(second: str, tmp_path: 
 def test_what_is_not_installed_is_said_with_the_way_to_get_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "gennode.mesh.pylibp2p", None)
+    monkeypatch.setitem(sys.modules, "gennode.mesh.pylibp2p.transport", None)
     arguments = ["--model", MODEL, "--bootstrap", NOBODY.format(port=1)]
     assert run(["ask", "hello", "--transport", "pylibp2p", *arguments]) == 2
     told = capfd.readouterr().err

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gennode.engine.toy import ToyOwner
-from gennode.mesh.p2pd import P2pdTransport
+from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.node.live import LiveNode
 from gennode.wire.signing import Key
 from tests.node.toys import LAYERS, MANIFEST, THIRDS, tokens_of, toy_worker, truth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gennode.mesh.crowd import LIFETIME_S, Crowd, Weather
+from gennode.mesh.directory.crowd import LIFETIME_S, Crowd, Weather
 
 CHURN_PER_S = 0.2 / 60
 

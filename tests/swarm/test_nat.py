@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from gennode.mesh.daemon import find_binary
-from gennode.mesh.observer import Observer, ask_observers
-from gennode.mesh.p2pd import P2pdTransport
-from gennode.mesh.reach import Dialled, Nat, nat_kind
-from gennode.mesh.roles import Role, is_reached_by_relay
+from gennode.errors import NetworkError
+from gennode.mesh.p2pd.daemon import find_binary
+from gennode.mesh.p2pd.relay_check import check_relay
+from gennode.mesh.p2pd.roles import Role, is_reached_by_relay
+from gennode.mesh.p2pd.transport import P2pdTransport
+from gennode.mesh.reach.observer import Observer, ask_observers
+from gennode.mesh.reach.reach import Dialled, Nat, nat_kind
 from gennode.wire.signing import Key
 from localnet import natlab
 from tests.mesh.ends import Diary, ping
@@ -50,11 +52,18 @@ class Internet:
             within = " ".join(self.lab.prefix(host))
             program.write_text(f'#!/bin/sh\nexec {within} {find_binary()} "$@"\n')
             program.chmod(0o700)
+        everywhere = "0.0.0.0"  # noqa: S104 - within the lab
         transport = await P2pdTransport.start(
-            Key(os.urandom(32)), host="0.0.0.0", port=PORT if role is Role.PRIVATE else 0,  # noqa: S104 - the lab's
-            role=role, relays=self.relay_addresses(), binary=program,
-        )  # fmt: skip
+            Key(os.urandom(32)),
+            host=everywhere,
+            port=PORT if role is Role.PRIVATE else 0,
+            role=role,
+            relays=self.relay_addresses(),
+            binary=program,
+        )
         self.stack.push_async_callback(transport.close)
+        if role is Role.RELAY:
+            await prove(transport, program)
         return transport
 
     def relay_addresses(self) -> tuple[str, ...]:
@@ -70,6 +79,16 @@ class Internet:
             while not is_reached_by_relay(transport.addresses()):
                 await transport.refresh()
         return transport
+
+
+async def prove(relay: P2pdTransport, program: Path) -> None:
+    """As a node does that relays: see `role_environment`."""
+    for _ in range(5):
+        with suppress(NetworkError):
+            await check_relay(relay.addresses()[0], binary=program)
+            return
+        await relay.become(Role.RELAY)
+    raise AssertionError("it carries too little")
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from gennode.engine.toy import ToyShard, toy_manifest
-from gennode.mesh.netgroup import LOCAL
+from gennode.mesh.directory.netgroup import LOCAL
 from gennode.node.actions import Action, Send
 from gennode.node.peer import PeerMachine
 from gennode.node.worker import Worker

@@ -1,0 +1,1 @@
+"""Weights from peers, by the hash of each chunk."""

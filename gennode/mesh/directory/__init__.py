@@ -1,0 +1,1 @@
+"""Who is alive and what they host; whom to ask; sans-IO."""

@@ -1,0 +1,1 @@
+"""Messages to and from peers, none lost and none doubled, within limits."""

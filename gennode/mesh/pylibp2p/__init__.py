@@ -1,0 +1,1 @@
+"""py-libp2p, in a thread of its own."""

@@ -1,0 +1,1 @@
+"""`gennode doctor` without its words."""
