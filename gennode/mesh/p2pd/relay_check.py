@@ -41,7 +41,8 @@ class RelayCheck:
 async def check_relay(address: str, *, binary: Path | None = None) -> RelayCheck:
     """Send more than 128 KiB through the relay at `address`, there and back.
 
-    `binary`: another libp2p daemon than the installed one. NetworkError if it gives no slot, cuts off, changes a byte or takes too long.
+    `binary`: another libp2p daemon than the installed one. NetworkError if it gives no slot,
+    cuts off, changes a byte or takes too long.
     """
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S), AsyncExitStack() as stack:
