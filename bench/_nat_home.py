@@ -28,9 +28,9 @@ from gennode.wire.signing import SEED_BYTES, Key
 ECHO = "/gennode/bench/echo/1"
 SETTLE_S = 15.0  # for an address that others can dial
 POLL_S = 0.02
-PUNCH_S = 6.0  # for a hole to be punched, if one can be
+PUNCH_S = 4.0  # for a hole to be punched, if one can be
 FRAME_BYTES = 8192
-ROUND_TRIPS = 21
+ROUND_TRIPS = 11
 TIMEOUT_S = 20.0
 
 

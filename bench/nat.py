@@ -9,7 +9,8 @@ real (a user-space line of packets); nothing leaves the machine. Needs Linux and
   other, by the commands `gennode join` and `gennode ask`.
 - direct_cone_cone: 1 if two cone NATs end up with a direct connection.
 - relay_address_s: from the start of a node behind a NAT to its first address at a relay (median).
-- rtt_ratio_max: 8 KB there and back, less 5 ms, over the path's ideal; the worst of the pairs.
+- rtt_ratio_max: 8 KB there and back, less 5 ms, over what plain TCP takes for it on the same
+  links, measured in the same run (for a relayed path: to the relay and to the relay); the worst.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ KINDS = {"open": Nat.OPEN, "cone": Nat.CONE, "symmetric": Nat.SYMMETRIC}
 MODELS = dict(zip(KINDS, ("gennode-small", "gennode-medium", "gennode-large"), strict=True))
 RELAYS = tuple(f"relay{number}" for number in range(1, 6))  # go-libp2p wants four observers
 HOME_MS, RELAY_MS = 10.0, 20.0  # one way
+RULER = "ruler"  # an open home like the others, for plain TCP to reach
 ALLOWED_S = 0.005  # what encryption, three processes on each side and two busy cores may add
 PORT = 4001
 PROMPT, RIGHT = "reverse PLANET =", "TENALP"  # all three models know it
@@ -91,6 +93,7 @@ class Swarm:
     def __init__(self, lab: Lab, folder: Path, kinds: list[str]) -> None:
         self.lab, self.folder, self.kinds = lab, folder, kinds
         self.relays: list[str] = []
+        self.direct_s = self.relay_s = 0.0
 
     def talk(self, host: str, module: str, *arguments: str) -> Talker:
         """Start a module on a host."""
@@ -112,11 +115,15 @@ class Swarm:
 
     def raise_relays(self) -> None:
         """Five of them; the first is whom the others meet."""
-        for name in RELAYS:
-            where = ("--host", self.lab.address(name), "--port", str(PORT))
-            known = [word for relay in self.relays[:1] for word in ("--bootstrap", relay)]
-            relay = self.talk(name, "gennode", "relay", "--json", *where, *self.state(name), *known)
+        first, *others = RELAYS
+        self.relays.append(self.relay(first).hear()["addresses"][0])
+        for relay in [self.relay(name, *self.bootstrap()) for name in others]:
             self.relays.append(relay.hear()["addresses"][0])
+
+    def relay(self, name: str, *known: str) -> Talker:
+        """One of them, by the product's own command."""
+        where = ("--host", self.lab.address(name), "--port", str(PORT), *self.state(name))
+        return self.talk(name, "gennode", "relay", "--json", *where, *known)
 
     def bootstrap(self) -> list[str]:
         """Options that name every relay."""
@@ -144,10 +151,23 @@ class Swarm:
             home.about = home.hear()
         return homes
 
+    def measure_ideals(self) -> None:
+        """How long plain TCP takes between two homes, and from a home to a relay."""
+        for host in (RULER, RELAYS[0]):
+            command = [*RULE, "serve"]
+            serving = self.lab.popen(host, command, cwd=ROOT, stdout=subprocess.PIPE)
+            assert serving.stdout is not None
+            serving.stdout.readline()
+        there = (self.lab.home_address(RULER), self.lab.address(RELAYS[0]))
+        host = f"o-{self.kinds[0]}"
+        self.direct_s, self.relay_s = (
+            float(self.lab.run(host, [*RULE, "measure", address], cwd=ROOT).stdout)
+            for address in there
+        )
+
     def ideal_s(self, path: str) -> float:
-        """The round trip that the delays of a path add up to."""
-        relayed = "/p2p-circuit" in path
-        return 2 * (2 * HOME_MS + 2 * RELAY_MS * relayed) / 1000
+        """What plain TCP takes over the links of a path."""
+        return 2 * self.relay_s if "/p2p-circuit" in path else self.direct_s
 
     def ask(self, owner: str, kind: str) -> bool:
         """Whether the command `gennode ask` in a home gets the right answer."""
@@ -162,12 +182,14 @@ class Swarm:
         return str(json.loads(result.stdout)["text"]).strip() == RIGHT
 
 
+RULE = (sys.executable, "-m", "bench._nat_ruler")
 LAYERS = {"gennode-small": 3, "gennode-medium": 5, "gennode-large": 8}
 
 
 def measure(swarm: Swarm) -> tuple[list[Pair], list[float]]:
     """All pairs, and how long homes took to get an address at a relay."""
     there, here = swarm.raise_homes("w"), swarm.raise_homes("o")
+    swarm.measure_ideals()
     measured = {}
     others = [{word: other.about[word] for word in ("peer", "addresses")}
               for other in there.values()]  # fmt: skip
@@ -228,6 +250,7 @@ def main() -> None:
         for side in ("w", "o")
         for kind in kinds
     }
+    homes[RULER] = Home(Nat.OPEN, Link(delay_ms=HOME_MS))
     public = dict.fromkeys(RELAYS, Link(delay_ms=RELAY_MS))
     start_s = time.perf_counter()
     with ExitStack() as stack:
@@ -259,12 +282,12 @@ def show(pairs: list[Pair], settled: list[float], took_s: float) -> None:
             "right" if pair.answered else "no",
             "relayed" if "/p2p-circuit" in pair.path else "direct",
             "–" if pair.direct_s is None else f"{pair.direct_s:.2f}",
-            f"{pair.round_trip_s * 1e3:.1f}", f"{pair.ideal_s * 1e3:.0f}", f"{pair.ratio:.3f}",
+            f"{pair.round_trip_s * 1e3:.1f}", f"{pair.ideal_s * 1e3:.1f}", f"{pair.ratio:.3f}",
         )
         for pair in pairs
     ]  # fmt: skip
     columns = (
-        "worker", "owner", "connects", "answer", "path", "direct after s", "8 KB ms", "ideal ms",
+        "worker", "owner", "connects", "answer", "path", "direct after s", "8 KB ms", "TCP ms",
         "ratio",
     )  # fmt: skip
     report("nat", figures, columns=columns, rows=rows)
