@@ -82,6 +82,7 @@ async def fetch_span(
 
     def breach(peer: PeerId, reason: str) -> None:
         liars.add(peer)
+        node.links.report(peer, reason)
         on_breach(peer, reason)
 
     for _ in range(ROUNDS):
@@ -126,7 +127,7 @@ async def fetch_manifest(
         except NetworkError as error:
             log.info("source_lost peer=%s why=%s", peer, error)
         except RemoteError as error:
-            log.warning("peer_misbehaved peer=%s why=%s", peer, error)
+            node.links.report(peer, str(error))
         else:
             if found is not None:
                 return found
@@ -154,7 +155,7 @@ async def find_sources(node: LiveNode, model: ModelId, span: Span | None) -> lis
             log.info("rendezvous: %s", error)
             continue
         found |= dict.fromkeys(peer for peer in providers if peer != own)
-    return list(found)
+    return [peer for peer in found if not node.links.is_banned(peer)]
 
 
 class Sharing:
@@ -162,7 +163,9 @@ class Sharing:
 
     def __init__(self, node: LiveNode) -> None:
         self._node = node
-        self._server = BlobServer(node.transport)
+        self._server = BlobServer(
+            node.transport, is_banned=node.links.is_banned, on_breach=node.links.report
+        )
         self._records: dict[ModelId, asyncio.Task[None]] = {}
         self._stack = AsyncExitStack()
 

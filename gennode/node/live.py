@@ -91,11 +91,11 @@ class LiveNode:
         async with AsyncExitStack() as stack:
             self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
             stack.callback(self._compute.shutdown, cancel_futures=True)
-            self._links = Links(
+            self.links = Links(
                 self.transport, self._on_message, self._on_down, on_trouble=self._on_trouble
             )
-            self._meeting = Meeting(self.transport, self._book, self._links.learn)
-            await stack.enter_async_context(self._links)
+            self._meeting = Meeting(self.transport, self._book, self.links.learn)
+            await stack.enter_async_context(self.links)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self.locate(reach="unknown", relay=False)
             ticking = group.create_task(self._keep_ticking())
@@ -256,7 +256,7 @@ class LiveNode:
 
     def uses(self) -> tuple[Use, ...]:
         """The limits towards other peers, and what is used of them."""
-        return self._links.uses()
+        return self.links.uses()
 
     @property
     def work(self) -> Work:
@@ -283,7 +283,7 @@ class LiveNode:
         for action in actions:
             match action:
                 case Send():
-                    sent_bytes = self._links.send(action.peer, action.message, action.payload)
+                    sent_bytes = self.links.send(action.peer, action.message, action.payload)
                     if isinstance(action.message, Step):
                         self.step_bytes += sent_bytes
                 case Run():
@@ -294,7 +294,7 @@ class LiveNode:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
             for seen, teller in self.machine.take_news():
-                self._links.learn(seen.peer, seen.addresses)
+                self.links.learn(seen.peer, seen.addresses)
                 self._book.hear(seen, teller)
 
     def _tell(self, event: Event) -> None:

@@ -68,7 +68,7 @@ async def running(
             transport, key, codec_name=codec_name, on_event=on_event, book=PeerBook(peers)
         ) as node:
             nodes.append(node)
-            await Observer(transport, node.tasks).start()
+            await Observer(transport, node.tasks, is_banned=node.links.is_banned).start()
             reaching = None
             if isinstance(transport, P2pdTransport):
                 reaching = Reaching(node, transport)

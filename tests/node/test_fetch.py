@@ -133,6 +133,8 @@ async def test_a_liar_is_told_of_once_and_others_make_up_for_it(
             on_breach=lambda peer, _reason: breaches.append(peer),
         )  # fmt: skip
         assert breaches == ["liar"]
+        assert node.links.is_banned(PeerId("liar"))
+        assert "liar" not in await find_sources(node, model, Span(0, 1))
         assert open_model(folder).whole_layers()[:2] == [0, 1]
 
 

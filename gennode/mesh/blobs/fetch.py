@@ -166,7 +166,6 @@ class _Fetch:
     def _breach(self, peer: PeerId, reason: str) -> None:
         if peer not in self._liars:
             self._liars[peer] = reason
-            log.warning("peer_misbehaved peer=%s why=%s", peer, reason)
             self._on_breach(peer, reason)
 
     def _wake_all(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -65,9 +66,17 @@ class Shelf(Protocol):
 class BlobServer:
     """Answers `/gennode/blob/1` from its shelves. An async context manager."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        is_banned: Callable[[PeerId], bool] = lambda _peer: False,
+        on_breach: Callable[[PeerId, str], None] = lambda _peer, _reason: None,
+    ) -> None:
         self.sent_bytes = 0
         """Payload bytes given out, as they travelled."""
+        self._is_banned = is_banned
+        self._on_breach = on_breach
         self._transport = transport
         self._shelves: dict[ModelId, Shelf] = {}
         self._uploads: Counter[PeerId] = Counter()
@@ -106,6 +115,10 @@ class BlobServer:
 
     def _accept(self, stream: Stream) -> None:
         peer = stream.peer
+        if self._is_banned(peer):
+            stream.start(lambda _data: None, lambda _reason: None)
+            stream.abort()
+            return
         full = sum(self._uploads.values()) >= MAX_UPLOADS
         if not self._shelves or full or self._uploads[peer] >= MAX_UPLOADS_OF_ONE:
             stream.start(lambda _data: None, lambda _reason: None)
@@ -130,7 +143,7 @@ class BlobServer:
         except TimeoutError:
             log.info("upload_ended peer=%s why=it was too slow", stream.peer)
         except RemoteError as error:
-            log.warning("peer_misbehaved peer=%s why=%s", stream.peer, error)
+            self._on_breach(stream.peer, str(error))
         except NetworkError:
             pass  # it has what it wanted
         except Exception as error:  # noqa: BLE001 - task root: one upload must not end the node

@@ -64,7 +64,7 @@ class Links:
         self._ending: set[Outgoing] = set()
         self._calls: dict[PeerId, asyncio.Task[None]] = {}
         self._conduct = Conduct(self._loop.time())
-        self._incoming = Incoming(on_message, self._give_up, self._call_back, self._is_banned)
+        self._incoming = Incoming(on_message, self._give_up, self._call_back, self.is_banned)
         self._gauges = Gauges(
             {
                 "outbound links": MAX_OUTGOING,
@@ -121,7 +121,7 @@ class Links:
             return 0
         outgoing = self._outgoing.get(peer)
         if outgoing is None:
-            if self._is_banned(peer):
+            if self.is_banned(peer):
                 return 0
             outgoing = self._outgoing[peer] = self._open(peer)
             self._bound_links()
@@ -146,7 +146,8 @@ class Links:
         """The limits between us and our peers, and what is used of them."""
         return (*self._incoming.uses(), *self._gauges.uses())
 
-    def _is_banned(self, peer: PeerId) -> bool:
+    def is_banned(self, peer: PeerId) -> bool:
+        """Whether a peer broke a protocol, and is not to be listened to for now."""
         return self._conduct.is_banned(peer, self._loop.time())
 
     def _bound_links(self) -> None:
@@ -256,6 +257,10 @@ class Links:
             if not breach:
                 return
         self._give_up(outgoing.peer, reason, breach)
+
+    def report(self, peer: PeerId, reason: str) -> None:
+        """A peer broke another protocol than ours: ban it here as well."""
+        self._give_up(peer, reason, True)
 
     def _give_up(self, peer: PeerId, reason: str, breach: bool) -> None:
         outgoing = self._outgoing.pop(peer, None)

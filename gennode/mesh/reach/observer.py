@@ -62,11 +62,13 @@ class Observer:
         tasks: asyncio.TaskGroup,
         dial: Dial = dial,
         clock_s: Callable[[], float] = time.time,
+        is_banned: Callable[[PeerId], bool] = lambda _peer: False,
     ) -> None:
         self._transport = transport
         self._tasks = tasks
         self._dial = dial
         self._clock_s = clock_s
+        self._is_banned = is_banned
         self._dialled_s: dict[PeerId, float] = {}  # when last for each peer, oldest first
         self._dials = self._requests = 0
 
@@ -91,7 +93,7 @@ class Observer:
             self._requests -= 1
 
         stream.start(take, end)
-        if self._requests > MAX_REQUESTS:
+        if self._requests > MAX_REQUESTS or self._is_banned(stream.peer):
             stream.abort()
 
     def _answer(self, stream: Stream, request: bytes) -> None:
