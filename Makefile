@@ -28,7 +28,7 @@ simulate: setup ## seeded stories of failing swarms, faster than life
 	$(BIN)/gennode simulate
 
 natlab: setup ## a small internet with routers of several kinds, until Ctrl-C; needs root
-	$(BIN)/python -m localnet.natlab up
+	$(BIN)/python -m localnet.commands up
 
 test: lint ## everything that a change must pass
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""The NAT lab from a shell: `python -m localnet.natlab up`, and `exec` and `down` elsewhere."""
+"""The NAT lab from a shell: `python -m localnet.commands up`, and `exec` and `down` elsewhere."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def up(homes: tuple[str, ...], public: tuple[str, ...]) -> None:
             for name in lab.hosts:
                 seen, own = lab.address(name), lab.home_address(name)
                 click.echo(f"{name:<16} {seen:<16} {own if own != seen else ''}".rstrip())
-            click.echo("python -m localnet.natlab exec NAME COMMAND runs it there; Ctrl-C ends.")
+            click.echo("python -m localnet.commands exec NAME COMMAND runs it there; Ctrl-C ends.")
             while True:  # a signal that comes just before signal.pause() would not end that
                 time.sleep(_LOOK_EVERY_S)
     except (GennodeError, ValueError) as error:
@@ -100,5 +100,9 @@ def _is_up(pid: int) -> bool:
     """Whether a lab's process is an `up`; scripts and tests end their labs themselves."""
     with suppress(FileNotFoundError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b"localnet.natlab" in words and b"up" in words
+        return b"localnet.commands" in words and b"up" in words
     return False
+
+
+if __name__ == "__main__":
+    main()

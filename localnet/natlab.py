@@ -343,9 +343,3 @@ def _outlived_by_nothing(processes: Sequence[subprocess.Popen[Any]]) -> Iterator
 def _family(pid: int) -> str:
     """What the names of all namespaces of the labs of a process begin with."""
     return f"natlab-{namespaces.owner(pid)}-"
-
-
-if __name__ == "__main__":
-    from localnet.commands import main
-
-    main()

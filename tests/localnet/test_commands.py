@@ -16,7 +16,7 @@ from localnet import namespaces
 from localnet.natlab import available
 
 ROOT = Path(__file__).resolve().parents[2]
-NATLAB = [sys.executable, "-m", "localnet.natlab"]
+NATLAB = [sys.executable, "-m", "localnet.commands"]
 
 needs_lab = pytest.mark.skipif(bool(available()), reason=f"NO NAT LAB HERE: {available()}")
 
