@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import importlib.util
-import ipaddress
 import os
-import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gennode.errors import GennodeError, NetworkError, UsageError
+from gennode.errors import GennodeError, NetworkError
 from gennode.mesh import multiaddr
 from gennode.mesh.p2pd.roles import Role, role_environment, role_flags
 from gennode.wire.signing import Key
@@ -21,8 +17,6 @@ from gennode.wire.signing import Key
 START_TIMEOUT_S = 15.0  # a cold start on a loaded machine with a slow disk takes some 5 s
 STOP_TIMEOUT_S = 3.0
 MAX_OUTPUT_BYTES = 8 * 1024  # of what the daemon prints, the end is kept for error messages
-MAX_SOCKET_PATH_BYTES = 90  # the shortest limit of any POSIX system is 104, less our file name
-MAX_PORT = 65535
 
 # The daemon's own resource manager has no limits, so that it is capped from outside.
 MEMORY_BYTES = 1024 * 1024 * 1024  # soft: Go collects harder above; 150 MB seen under load
@@ -67,47 +61,6 @@ def write_key(path: Path, key: Key) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(key.to_libp2p())
-
-
-def socket_folder() -> Path:
-    """A new private folder (0700) whose path is short enough for unix sockets."""
-    folder = tempfile.mkdtemp(prefix="gennode-")
-    if len(folder) > MAX_SOCKET_PATH_BYTES:
-        os.rmdir(folder)
-        folder = tempfile.mkdtemp(prefix="gennode-", dir="/tmp")
-    return Path(folder)
-
-
-_LISTEN_HINTS = {
-    errno.EADDRNOTAVAIL: "give an IP address of this machine, or 0.0.0.0 for all that it has",
-    errno.EACCES: "choose a port above 1023: those below are the system's",
-}
-
-
-def check_free(host: str, port: int) -> int:
-    """The port, or for 0 one that is free; NetworkError unless we can listen there.
-
-    UsageError if host or port make no sense. To be asked before each start of the daemon, which
-    binds with SO_REUSEPORT: it would silently share a port with another daemon.
-    """
-    if not 0 <= port <= MAX_PORT:
-        raise UsageError(f"{port} is no TCP port", hint="use 0 for any free one, or 1 to 65535")
-    try:
-        version = ipaddress.ip_address(host).version
-    except ValueError as error:
-        hint = "give an IP address of this machine, such as 127.0.0.1"
-        raise UsageError(f"{host!r} is no IP address", hint=hint) from error
-    family = socket.AF_INET6 if version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-            return int(probe.getsockname()[1])
-        except OSError as error:
-            other = "choose another port, or 0 for any free one"
-            hint = _LISTEN_HINTS.get(error.errno or 0, other)
-            raise NetworkError(f"can't listen on {host} port {port}: {error}", hint=hint) from error
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gennode.errors import GennodeError, NetworkError, RemoteError
 from gennode.mesh import multiaddr
+from gennode.mesh.listening import check_free, socket_folder
 from gennode.mesh.p2pd import p2pd_pb2 as pb
 from gennode.mesh.p2pd.control import (
     DaemonGoneError,
@@ -29,7 +30,7 @@ from gennode.mesh.p2pd.control import (
     provide_request,
     take_providers,
 )
-from gennode.mesh.p2pd.daemon import Daemon, DaemonOptions, check_free, socket_folder
+from gennode.mesh.p2pd.daemon import Daemon, DaemonOptions
 from gennode.mesh.p2pd.roles import Role, worth_telling
 from gennode.mesh.p2pd.stream import DaemonStream, pack, unpack
 from gennode.mesh.reach.reach import is_relayed

@@ -15,7 +15,7 @@ import trio
 
 from gennode.errors import NetworkError, UsageError
 from gennode.mesh import multiaddr
-from gennode.mesh.p2pd.daemon import check_free, socket_folder
+from gennode.mesh.listening import check_free, socket_folder
 from gennode.mesh.pylibp2p.host import Host, cause_of
 from gennode.mesh.pylibp2p.stream import PyLibp2pStream
 from gennode.mesh.reach.reach import is_relayed

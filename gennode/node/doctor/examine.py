@@ -25,7 +25,8 @@ from packaging.requirements import Requirement
 from gennode.engine.shard import check_device
 from gennode.engine.weights import find_model, open_model, read_shape
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
-from gennode.mesh.p2pd.daemon import MAX_SOCKET_PATH_BYTES, check_free, find_binary
+from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
+from gennode.mesh.p2pd.daemon import find_binary
 from gennode.node.control import ask_status
 from gennode.node.doctor.diagnosis_network import stays_on_loopback
 from gennode.node.doctor.examine_network import probe

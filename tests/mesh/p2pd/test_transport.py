@@ -16,14 +16,9 @@ import pytest
 
 from gennode.errors import NetworkError, RemoteError, UsageError
 from gennode.mesh.links.outgoing import PROTOCOL
+from gennode.mesh.listening import socket_folder
 from gennode.mesh.p2pd import p2pd_pb2 as pb
-from gennode.mesh.p2pd.daemon import (
-    MAX_ADDRESS_SPACE_BYTES,
-    MAX_OPEN_FILES,
-    find_binary,
-    socket_folder,
-    write_key,
-)
+from gennode.mesh.p2pd.daemon import MAX_ADDRESS_SPACE_BYTES, MAX_OPEN_FILES, find_binary, write_key
 from gennode.mesh.p2pd.roles import Role
 from gennode.mesh.p2pd.stream import pack, unpack
 from gennode.mesh.p2pd.transport import MAX_DEATHS, P2pdTransport
