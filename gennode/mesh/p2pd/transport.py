@@ -176,9 +176,10 @@ class P2pdTransport:
             server.close()
         for stream in list(self._streams):
             stream.abort()
-        daemon, self._daemon = self._daemon, None
-        if daemon is not None:
-            await daemon.stop()
+        async with self._launching:  # a daemon that is just being started must not stay behind
+            daemon, self._daemon = self._daemon, None
+            if daemon is not None:
+                await daemon.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- what we are --------------------------------------------------------------------------

@@ -44,7 +44,11 @@ async def transports(count: int) -> AsyncIterator[list[P2pdTransport]]:
 
 def daemon_processes(transport: P2pdTransport) -> list[psutil.Process]:
     assert transport._daemon is not None
-    control = f"-listen=/unix{transport._daemon.control}"
+    return daemon_processes_of(transport.folder)
+
+
+def daemon_processes_of(folder: Path) -> list[psutil.Process]:
+    control = f"-listen=/unix{folder}/control"
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
@@ -168,6 +172,13 @@ async def test_a_link_goes_on_after_the_opener_s_daemon_died() -> None:
         await b.wait_for(messages=2)
         assert [payload for _, _, payload in b.got] == [b"before", b"after"]
         assert not a.downs
+
+
+async def test_a_daemon_that_is_just_being_revived_does_not_outlive_us() -> None:
+    transport = await P2pdTransport.start(key(0))
+    await kill_daemon(transport)
+    await asyncio.gather(transport.refresh(), transport.close(), return_exceptions=True)
+    assert daemon_processes_of(transport.folder) == []
 
 
 async def test_a_daemon_that_keeps_dying_is_given_up() -> None:
