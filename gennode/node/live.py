@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -113,7 +113,8 @@ class LiveNode:
         trace: TracebackType | None,
     ) -> None:
         self._book.save(self._good())
-        self._act(self.machine.leave(self._now_s(), self._meeting.known))
+        with suppress(RuntimeError):  # the links' own tasks have failed: nobody can be told
+            self._act(self.machine.leave(self._now_s(), self._meeting.known))
         self._has_left = True  # what still comes in finds nobody to act on it
         try:
             await self._stack.__aexit__(kind, error, trace)

@@ -215,7 +215,7 @@ class Directory:
 
     def _own_news(self, now_s: float) -> Iterator[Message]:
         row = self._roster.row(self.peer)
-        if row is None or not self.neighbours.chosen:
+        if row is None:
             return
         if now_s >= self._next_beat_s and self._own_beat < MAX_BEATS:
             self._own_beat += 1
@@ -223,7 +223,7 @@ class Directory:
             self._roster.advance(row, self._own_beat, self._own_links[self._own_beat], now_s)
             if not self._is_own_news:
                 yield Beats(self._roster.packed([row], now_s))
-        if self._is_own_news:
+        if self._is_own_news and self.neighbours.chosen:
             self._is_own_news = False
             yield Announcements((self._aged(row, now_s),))
 
@@ -367,6 +367,9 @@ class Directory:
         roster = self._roster
         for row in np.flatnonzero(roster.expiry_s <= now_s)[::-1].tolist():
             fact, beat = roster.facts[row], int(roster.beats[row])
+            if fact.peer == self.peer and self._own_links:  # we slept: tell all that we live
+                self._is_own_news = True
+                continue
             self._drop(fact.peer)
             self.version += fact.is_serving
             self._faded.append((now_s + FADING_S, fact.mark, beat))

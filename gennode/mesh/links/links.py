@@ -211,7 +211,11 @@ class Links:
             self._outgoing[peer].move()
 
     def _spawn(self, dial: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._tasks.create_task(dial)
+        try:
+            return self._tasks.create_task(dial)
+        except RuntimeError:  # a task has failed, and all end: what it raised goes on
+            dial.close()
+            raise
 
     def _call_back(self, peer: PeerId) -> None:
         """See to it that a peer whose link to us broke can open it again.

@@ -157,7 +157,11 @@ class Daemon:
             write_key(folder / "key", key)
             command = [str(program), *arguments(folder, options)]
             await daemon._spawn(command, role_environment(options.role))
-        except (GennodeError, OSError, asyncio.CancelledError):
+        except OSError as error:
+            await daemon.stop()
+            hint = "is the temporary folder there, with room in it?"
+            raise NetworkError(f"the libp2p daemon can't be started: {error}", hint=hint) from error
+        except (GennodeError, asyncio.CancelledError):
             await daemon.stop()
             raise
         return daemon
@@ -204,18 +208,26 @@ class Daemon:
     def _report(self) -> None:
         if not self._stopping:
             self._stopping = True
-            if self._process is not None:
-                self._process.close()
+            self._let_go()
             self._on_exit(f"the libp2p daemon died: {self.last_words()}")
 
     async def stop(self) -> None:
         """End the daemon. Idempotent."""
         self._stopping = True
+        if self._process is not None:
+            self._tell_watcher()
+            await asyncio.wait({self._ended}, timeout=STOP_TIMEOUT_S)
+            self._let_go()
+
+    def _tell_watcher(self) -> None:
+        """Have the guard's watcher kill the daemon, even where the guard itself is dead."""
+        pipe = self._process.get_pipe_transport(0) if self._process is not None else None
+        if isinstance(pipe, asyncio.WriteTransport):
+            pipe.write(b"stop\n")
+            pipe.close()
+
+    def _let_go(self) -> None:
+        self._tell_watcher()
         process, self._process = self._process, None
         if process is not None:
-            pipe = process.get_pipe_transport(0)
-            if isinstance(pipe, asyncio.WriteTransport):
-                pipe.write(b"stop\n")  # to the guard's watcher
-                pipe.close()
-            await asyncio.wait({self._ended}, timeout=STOP_TIMEOUT_S)
             process.close()

@@ -181,6 +181,29 @@ async def test_a_daemon_that_is_just_being_revived_does_not_outlive_us() -> None
     assert daemon_processes_of(transport.folder) == []
 
 
+async def test_a_guard_that_is_killed_takes_its_daemon_along_and_both_come_back() -> None:
+    async with transports(1) as (a,):
+        addresses, status = a.addresses(), a.folder / "status"
+        status.touch()
+        (guard,) = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(a.folder) in (process.info["cmdline"] or []) and process.ppid() == os.getpid()
+        ]
+        guard.kill()
+        async with asyncio.timeout(WAIT_S):
+            while a._daemon is not None:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0)
+            is_back = False
+            while not is_back:
+                with suppress(NetworkError):  # the old one may hold the port for a moment
+                    await a.refresh()
+                    is_back = True
+        assert a.addresses() == addresses
+        assert status.exists()
+        assert len(daemon_processes(a)) == 1
+
+
 async def test_a_daemon_that_keeps_dying_is_given_up() -> None:
     died: asyncio.Queue[str] = asyncio.Queue()
     a = await P2pdTransport.start(key(0), on_exit=died.put_nowait)
