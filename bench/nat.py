@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -106,8 +107,13 @@ class Swarm:
             stderr=log.open("w"),
             text=True,
             cwd=ROOT,
+            env=self.environment(),
         )
         return Talker(process, log)
+
+    def environment(self) -> dict[str, str]:
+        """Ours, with temporary folders where they end with the lab, even after SIGKILL."""
+        return {**os.environ, "TMPDIR": str(self.folder)}
 
     def state(self, name: str) -> tuple[str, str]:
         """A state folder for a node."""
@@ -174,7 +180,7 @@ class Swarm:
         command = [sys.executable, "-m", "gennode", "ask", "--json", "--model", MODELS[kind]]
         result = self.lab.run(
             f"o-{owner}", [*command, *self.bootstrap(), PROMPT], check=False, cwd=ROOT,
-            timeout=ASK_S,
+            timeout=ASK_S, env=self.environment(),
         )  # fmt: skip
         if result.returncode:
             print(f"ask {owner} → {kind}: {result.stderr.strip()[-300:]}", file=sys.stderr)
@@ -188,9 +194,11 @@ LAYERS = {"gennode-small": 3, "gennode-medium": 5, "gennode-large": 8}
 
 def measure(swarm: Swarm) -> tuple[list[Pair], list[float]]:
     """All pairs, and how long homes took to get an address at a relay."""
+    progress("homes")
     there, here = swarm.raise_homes("w"), swarm.raise_homes("o")
     swarm.measure_ideals()
     measured = {}
+    progress("every pair meets")
     others = [{word: other.about[word] for word in ("peer", "addresses")}
               for other in there.values()]  # fmt: skip
     for owner, home in here.items():
@@ -205,7 +213,9 @@ def measure(swarm: Swarm) -> tuple[list[Pair], list[float]]:
         assert home.process.stdin is not None
         home.process.stdin.close()
         home.process.wait()
+    progress("workers")
     swarm.raise_workers()
+    progress("prompts")
     answers = ask_all(swarm)
     pairs = []
     for (worker, owner), seen in measured.items():
@@ -238,6 +248,11 @@ def ask_all(swarm: Swarm) -> dict[tuple[str, str], bool]:
     return answers
 
 
+def progress(what: str) -> None:
+    """What comes next, for whoever waits."""
+    print(f"{what} …", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="cone and symmetric only: 4 pairs")
@@ -256,6 +271,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gennode-nat-")))
         swarm = Swarm(stack.enter_context(Lab(homes, public=public)), folder, kinds)
+        progress("relays")
         swarm.raise_relays()
         pairs, settled = measure(swarm)
     show(pairs, settled, time.perf_counter() - start_s)

@@ -106,7 +106,7 @@ async def _measure(folder: Path, rounds: int) -> tuple[list[float], dict[int, li
         for number in range(rounds + 1):  # the first warms caches and connections
             plain = await _copy_tcp(int(port), manifest)
             rates = {n: await _fetch(transport, peers[:n], manifest) for n in PEERS}
-            print(f"round {number}: {plain:.0f} {rates}", file=sys.stderr, flush=True)
+            print(f"round {number} of {rounds} …", file=sys.stderr, flush=True)
             if number:
                 tcp.append(plain)
                 for count, rate in rates.items():
@@ -194,10 +194,13 @@ async def _send_blobs(folder: Path) -> None:
 
 async def _send_tcp(folder: Path) -> None:
     async def send(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with await asyncio.to_thread(open, folder / SINGLE, "rb") as file:
+        with (
+            await asyncio.to_thread(open, folder / SINGLE, "rb") as file,
+            contextlib.suppress(OSError),
+        ):
             while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
                 writer.write(chunk)
-                await writer.drain()
+                await writer.drain()  # fails once the reader has enough
         writer.close()
 
     server = await asyncio.start_server(send, "127.0.0.1", 0)

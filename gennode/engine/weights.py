@@ -131,7 +131,8 @@ def find_model(name_or_path: str) -> Path:
     if not Path(name_or_path).is_dir():
         raise ModelError(
             f"there is no model {name_or_path!r}",
-            hint=f"give the path of a model folder, or one of {', '.join(BUNDLED)}",
+            hint=f"give the path of a model folder, one of {', '.join(BUNDLED)}, or a model's "
+            "id, all 64 digits of it",
         )
     return Path(name_or_path)
 

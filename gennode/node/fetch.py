@@ -132,7 +132,7 @@ async def fetch_manifest(
             if found is not None:
                 return found
     raise NetworkError(
-        f"none of {len(sources)} peers has the model {model[:12]}…",
+        f"no peer that we know has the model {model[:12]}… ({len(sources)} were asked)",
         hint="check the id, and that --bootstrap leads to a swarm that serves this model",
     )
 

@@ -103,6 +103,8 @@ class StateFolder:
         with _disk(path):
             if not path.exists():
                 return None
+            if not path.is_file():  # to read a pipe would wait for ever
+                raise UsageError(f"{path} is no plain file", hint="move it away")
             if path.stat().st_mode & 0o077:
                 raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
             try:
