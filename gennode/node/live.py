@@ -113,7 +113,7 @@ class LiveNode:
         trace: TracebackType | None,
     ) -> None:
         self._book.save(self._good())
-        with suppress(RuntimeError):  # the links' own tasks have failed: nobody can be told
+        with suppress(NetworkError):  # the links' own tasks have failed: nobody can be told
             self._act(self.machine.leave(self._now_s(), self._meeting.known))
         self._has_left = True  # what still comes in finds nobody to act on it
         try:

@@ -213,9 +213,9 @@ class Links:
     def _spawn(self, dial: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         try:
             return self._tasks.create_task(dial)
-        except RuntimeError:  # a task has failed, and all end: what it raised goes on
+        except RuntimeError as error:  # a task has failed, and all end: what it raised goes on
             dial.close()
-            raise
+            raise NetworkError("the links of this node are ending") from error
 
     def _call_back(self, peer: PeerId) -> None:
         """See to it that a peer whose link to us broke can open it again.

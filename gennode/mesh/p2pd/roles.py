@@ -67,7 +67,7 @@ def role_environment(role: Role) -> dict[str, str]:
 
     A relay's limits are set twice, by two parts of the daemon that run at the same time, and
     the later one wins: with one processor it is nearly always ours and not the default of
-    128 KiB (35 of 36 starts, and 3 of 14 without), which is why a relay still has to prove it.
+    128 KiB (35 of 36 starts, and 2 of 13 without), which is why a relay still has to prove it.
     """
     return {"GOMAXPROCS": "1"} if role is Role.RELAY else {}
 
