@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -180,14 +180,15 @@ def left_of(lab: Lab) -> list[str]:
 
 @needs_lab
 def test_nothing_is_left_of_a_lab() -> None:
-    with Lab(*PAIR) as lab:
+    with ExitStack() as stack, Lab(*PAIR) as lab:
         assert len(left_of(lab)) == 3
-        command = [sys.executable, "-c", "print(input())"]
-        child = lab.popen("a", command, stdin=subprocess.PIPE)
+        command = [sys.executable, "-c", "print(flush=True); input()"]
+        pipe = subprocess.PIPE
+        child = stack.enter_context(lab.popen("a", command, stdin=pipe, stdout=pipe))
+        assert child.stdout is not None
+        child.stdout.readline()  # before that it may not have reached its namespace
     assert left_of(lab) == []
     assert child.returncode == -signal.SIGTERM
-    assert child.stdin is not None
-    child.stdin.close()
     with pytest.raises(UsageError, match="isn't up"):
         lab.flows()
 
