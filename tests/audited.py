@@ -23,8 +23,9 @@ from gennode.engine.weights import find_model, open_model
 from gennode.errors import RemoteError
 from gennode.wire import frames, signing
 from gennode.wire.activations import codec
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import SessionId, Span
-from gennode.wire.messages import Announcement, Close, Refuse
+from gennode.wire.messages import Close, Refuse
 
 FORBIDDEN = frozenset(
     {"pickle.find_class", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn"}

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from gennode.engine.seam import States
 from gennode.errors import GennodeError
+from gennode.wire.fields import CodecName
 from gennode.wire.frames import Buffer
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import CodecName, Message
+from gennode.wire.messages import Message
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
 from gennode.wire.activations import codec
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
-from gennode.wire.messages import CodecName
 
 
 class Ready:

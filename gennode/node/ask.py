@@ -27,8 +27,8 @@ from gennode.node.roll import choose_version
 from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId
-from gennode.wire.messages import CodecName
 from gennode.wire.release import Line, is_line, parse_line
 from gennode.wire.signing import SEED_BYTES, Key
 

@@ -12,8 +12,9 @@ import msgspec
 from gennode.errors import NetworkError
 from gennode.mesh.links.limits import Use
 from gennode.node.live import LiveNode
+from gennode.wire.announcement import Hosting
+from gennode.wire.fields import Reach
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Hosting, Reach
 
 MAX_STATUS_BYTES = 64 * 1024 * 1024  # 4,096 workers, each with 8 models of 64 spans
 ANSWER_TIMEOUT_S = 5.0

@@ -25,9 +25,9 @@ from gennode.mesh.transport import Stream
 from gennode.node.live import LiveNode
 from gennode.node.meeting import rendezvous_key
 from gennode.node.progress import ShowProgress, unwatched
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import Manifest
-from gennode.wire.messages import Announcement
 
 log = logging.getLogger(__name__)
 

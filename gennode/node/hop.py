@@ -17,18 +17,9 @@ from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
 from gennode.node.retained import Retained
 from gennode.wire.activations import codec
+from gennode.wire.fields import as_text
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import (
-    Accept,
-    Close,
-    Failed,
-    Open,
-    Ping,
-    Pong,
-    Refuse,
-    Step,
-    as_text,
-)
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
 UNUSED_S = 30.0  # from Open to the first step, while others wait: the other hops may have to load

@@ -33,9 +33,9 @@ from gennode.node.transports import Listening
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import cache_bytes, hosting_bytes, layer_bytes, layers_that_fit
 from gennode.sharding.plan import place
+from gennode.wire.fields import Reach
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
-from gennode.wire.messages import Reach
 from gennode.wire.release import Line
 
 PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted

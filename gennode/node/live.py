@@ -36,8 +36,10 @@ from gennode.node.peers import PeerBook
 from gennode.node.worker import Work, Worker
 from gennode.sharding.route import Gap
 from gennode.wire.activations import codec
+from gennode.wire.announcement import Announcement
+from gennode.wire.fields import CodecName, Reach, as_text
 from gennode.wire.ids import ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import Announcement, CodecName, Message, Reach, Step, as_text
+from gennode.wire.messages import Message, Step
 from gennode.wire.signing import Key, Signed
 
 log = logging.getLogger(__name__)

@@ -13,22 +13,21 @@ from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.session import SessionMachine, SessionTerms
 from gennode.sharding.route import Gap, Route, choose_route
+from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting
 from gennode.wire.beats import LINK_BYTES, chain
+from gennode.wire.fields import CodecName, Reach
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
-    MAX_HOSTED_MODELS,
     Accept,
     AgedAnnouncement,
-    Announcement,
     Announcements,
     Beats,
-    CodecName,
     Digest,
+    Echo,
     Failed,
-    Hosting,
     Message,
     Pong,
-    Reach,
+    Probe,
     Refuse,
     ReleaseDigest,
     Releases,
@@ -270,6 +269,8 @@ class PeerMachine:
                 if isinstance(message, Accept):
                     self._directory.worked_with(sender)
                 return machine.receive(sender, message, payload, now_s)
+            case Probe() | Echo():
+                return []
             case Step():
                 machine = self._sessions.get(message.session)
                 if machine is not None and message.layer == machine.terms.layers:

@@ -16,8 +16,8 @@ from gennode.errors import NetworkError, ResourceError
 from gennode.mesh.directory.peerstore import SECRET_BYTES, Known, PeerStore, Snapshot
 from gennode.mesh.transport import Transport
 from gennode.node.state import replace_file
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import Announcement
 
 log = logging.getLogger(__name__)
 

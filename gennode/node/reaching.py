@@ -13,7 +13,7 @@ from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.reach.observer import ask_observers
 from gennode.mesh.reach.reach import Sighting
 from gennode.node.live import LiveNode
-from gennode.wire.messages import Reach
+from gennode.wire.fields import Reach
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gennode.sharding.plan import place
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Announcement
 from gennode.wire.release import Release
 
 SETTLE_S = 5.0  # longer than an announcement takes to reach everybody

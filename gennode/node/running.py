@@ -16,7 +16,7 @@ from gennode.node.live import LiveNode
 from gennode.node.peers import PeerBook
 from gennode.node.reaching import Reaching
 from gennode.node.transports import Listening, start_transport
-from gennode.wire.messages import CodecName
+from gennode.wire.fields import CodecName
 from gennode.wire.signing import Key
 
 

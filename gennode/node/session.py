@@ -19,18 +19,9 @@ from gennode.node.patience import Patience
 from gennode.node.repair import FindHops, mend
 from gennode.node.watch import Watch
 from gennode.wire.activations import codec
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
-from gennode.wire.messages import (
-    Accept,
-    Close,
-    CodecName,
-    Failed,
-    Open,
-    Ping,
-    Pong,
-    Refuse,
-    Step,
-)
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 
 PING_INTERVAL_S = 0.25  # while something is awaited
 KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a minute

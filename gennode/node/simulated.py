@@ -22,9 +22,9 @@ from gennode.node.actions import Action, Arrived, Job, Lost, Opened, OpenJob, Re
 from gennode.node.peer import PeerMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
+from gennode.wire.fields import CodecName
 from gennode.wire.frames import FrameDecoder, encode
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
-from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
 
 TICK_S = 0.05

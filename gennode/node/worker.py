@@ -10,7 +10,7 @@ from gennode.errors import GennodeError, ResourceError
 from gennode.node.actions import CloseJob, Job, OpenJob, StepJob
 from gennode.node.hop import MAX_SESSIONS, HostedModel
 from gennode.wire.activations import codec
-from gennode.wire.messages import Hosting
+from gennode.wire.announcement import Hosting
 
 
 @dataclass

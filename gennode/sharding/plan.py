@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gennode.errors import LocalError
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import Announcement
 
 # No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
 FASTEST_LAYER_S = 1e-6

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import MAX_ROUTE_HOPS, Announcement, Hosting
+from gennode.wire.messages import MAX_ROUTE_HOPS
 
 LinkTime = Callable[[PeerId, PeerId], float]
 """Seconds from one peer to another for one token's frame: ≥ 0, infinite if there is no way."""

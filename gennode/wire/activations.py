@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennode.errors import LocalError, RemoteError
-from gennode.wire.messages import CodecName
+from gennode.wire.fields import CodecName
 
 BLOCK = 64  # elements that share a scale
 OUTLIERS = 16  # elements kept apart in each row

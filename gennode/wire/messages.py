@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
-from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex, ModelId, SessionId, Span
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.fields import CodecName, Counter, Model, Session, Text
+from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex
 from gennode.wire.release import ReleaseName, ReleaseNumber
 from gennode.wire.signing import Signed
 
@@ -21,101 +23,8 @@ BEAT_BYTES = LINK_BYTES + 1
 BEAT_AGE_UNIT_S = 0.25  # a byte then tells up to a minute, as long as any announcement lives
 MAX_BEAT_AGE = 255
 MAX_POSITIONS = 1 << 20
-MAX_HOSTED_MODELS = 8  # an old and a new version of a few models: more would share one engine
 MAX_RELEASES = 64  # versions are news of months, and a digest of all is to stay small
-
-MAX_TEXT = 256
-
-CodecName = Literal["raw", "int8", "int8-outlier"]
-Reach = Literal["unknown", "direct", "relayed"]
-
-# Printable ASCII: a peer's text ends on somebody's terminal.
-_PRINTABLE = r"^[ -~]*\Z"
-_Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT, pattern=_PRINTABLE)]
-_Address = Annotated[str, msgspec.Meta(max_length=256, pattern=_PRINTABLE)]
-_Counter = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
-_Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
-_Model = Annotated[ModelId, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-_Session = Annotated[SessionId, msgspec.Meta(min_length=16, max_length=16)]
-
-
-def as_text(text: str) -> str:
-    """The first line of a text as a message may carry it: short and printable."""
-    line = text.splitlines()[0] if text else ""
-    return "".join(letter if " " <= letter <= "~" else "?" for letter in line)[:MAX_TEXT]
-
-
-class Hosting(msgspec.Struct, frozen=True, array_like=True):
-    """What a peer hosts of one model: disjoint spans in rising order.
-
-    `layer_time_s`: measured seconds per layer for one token. `spare_layers`: how many more
-    layers it would load on request, each taking `load_time_s`. `max_sessions`: how many it
-    takes on in all, whatever their models.
-    """
-
-    model: _Model
-    spans: Annotated[tuple[Span, ...], msgspec.Meta(max_length=64)]
-    spare_layers: LayerIndex
-    layer_time_s: _Seconds
-    load_time_s: _Seconds
-    max_sessions: _Counter
-    compute_class: _Text
-
-    def __post_init__(self) -> None:
-        end = 0
-        for span in self.spans:
-            if span.start >= span.end:
-                raise ValueError("a span without layers")
-            if span.start < end:
-                raise ValueError("spans out of order")
-            end = span.end
-
-    def can_host(self, span: Span) -> bool:
-        """Whether the layers are loaded, or what is missing of them may still be."""
-        held = sum(
-            max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
-        )
-        return span.layers - held <= self.spare_layers
-
-
-class Announcement(msgspec.Struct, frozen=True, array_like=True):
-    """What a peer signs about itself (domain `announcement`).
-
-    `sequence` grows with each one a peer makes; the highest wins. `instance`: when this run of
-    the peer began, in milliseconds since the epoch by its own clock; two runs of one key at a
-    time show by it. It lives `lifetime_s` after it was made. `sessions`: how many pass through
-    it now. `relay`: it relays traffic for peers behind NATs. `reach`: how others get to it, as
-    far as it knows. Nothing hosted and no relay says goodbye. `chain_end`: of the chain whose
-    links show that it still lives (`beats.py`); zeros if it will show none. `rival`: the instance
-    of another node that runs with this key at the same time, once it was noticed; else 0.
-    """
-
-    peer: BoundedPeerId
-    sequence: _Counter
-    instance: _Counter
-    lifetime_s: Annotated[float, msgspec.Meta(ge=0, le=3600)]
-    hosting: Annotated[tuple[Hosting, ...], msgspec.Meta(max_length=MAX_HOSTED_MODELS)]
-    sessions: _Counter
-    relay: bool
-    reach: Reach
-    addresses: Annotated[tuple[_Address, ...], msgspec.Meta(max_length=16)]
-    chain_end: Annotated[bytes, msgspec.Meta(min_length=LINK_BYTES, max_length=LINK_BYTES)] = bytes(
-        LINK_BYTES
-    )
-    rival: _Counter = 0
-
-    def __post_init__(self) -> None:
-        if len({hosting.model for hosting in self.hosting}) < len(self.hosting):
-            raise ValueError("one model hosted twice")
-
-    @property
-    def is_goodbye(self) -> bool:
-        """Whether the peer has nothing to offer any more."""
-        return not self.hosting and not self.relay
-
-    def hosting_of(self, model: ModelId) -> Hosting | None:
-        """What the peer hosts of one model."""
-        return next((one for one in self.hosting if one.model == model), None)
+MAX_PROBE_BYTES = 64 * 1024  # some 5 ms at 100 Mbit/s: long enough to be timed
 
 
 class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -193,9 +102,9 @@ class Open(Base, frozen=True):
     workers further down are rebuilt as well.
     """
 
-    session: _Session
-    attempt: _Counter
-    model: _Model
+    session: Session
+    attempt: Counter
+    model: Model
     path: Annotated[tuple[Hop, ...], msgspec.Meta(min_length=1, max_length=MAX_ROUTE_HOPS)]
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_ROUTE_HOPS)]
     codec: CodecName
@@ -211,18 +120,18 @@ class Open(Base, frozen=True):
 class Accept(Base, frozen=True):
     """Hop to owner: `path[index]` is ready under this attempt."""
 
-    session: _Session
-    attempt: _Counter
-    index: _Counter
+    session: Session
+    attempt: Counter
+    index: Counter
 
 
 class Refuse(Base, frozen=True):
     """Hop to owner: it will not take part, and why."""
 
-    session: _Session
-    attempt: _Counter
-    index: _Counter
-    reason: _Text
+    session: Session
+    attempt: Counter
+    index: Counter
+    reason: Text
 
 
 class Step(Base, frozen=True):
@@ -232,9 +141,9 @@ class Step(Base, frozen=True):
     owner wants the last `reply_rows` rows back. `rebuild` marks a replay after a failure.
     """
 
-    session: _Session
-    attempt: _Counter
-    number: _Counter
+    session: Session
+    attempt: Counter
+    number: Counter
     layer: LayerIndex
     position: Annotated[int, msgspec.Meta(ge=0, lt=MAX_POSITIONS)]
     rows: Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP_ROWS)]
@@ -246,25 +155,25 @@ class Step(Base, frozen=True):
 class Failed(Base, frozen=True):
     """Hop to owner: it could not compute or pass on a step, and why."""
 
-    session: _Session
-    attempt: _Counter
-    index: _Counter
-    number: _Counter
-    reason: _Text
+    session: Session
+    attempt: Counter
+    index: Counter
+    number: Counter
+    reason: Text
 
 
 class Ping(Base, frozen=True):
     """Owner to hop, while a session waits: are you there, and how far are you?"""
 
-    session: _Session
-    nonce: _Counter
+    session: Session
+    nonce: Counter
 
 
 class Pong(Base, frozen=True):
     """Answer to a ping: how far each hop is that the session has here."""
 
-    session: _Session
-    nonce: _Counter
+    session: Session
+    nonce: Counter
     progress: Annotated[
         tuple[tuple[LayerIndex, Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)], bool], ...],
         msgspec.Meta(max_length=MAX_ROUTE_HOPS),
@@ -272,10 +181,25 @@ class Pong(Base, frozen=True):
     """(first layer, highest step passed on or −1, whether it is computing now)"""
 
 
+class Probe(Base, frozen=True):
+    """Peer to peer, now and then: how far are you? The payload, of up to `MAX_PROBE_BYTES`, is
+    only there to be sent; what it adds to the time shows the bandwidth.
+    """
+
+    nonce: Counter
+
+
+class Echo(Base, frozen=True):
+    """Answer to a probe, at once, and where the sender sees itself on the network."""
+
+    nonce: Counter
+    coordinate: Coordinate
+
+
 class Close(Base, frozen=True):
     """Owner to hop: the session is over; forget it."""
 
-    session: _Session
+    session: Session
 
 
 Message = (
@@ -291,5 +215,7 @@ Message = (
     | Failed
     | Ping
     | Pong
+    | Probe
+    | Echo
     | Close
 )

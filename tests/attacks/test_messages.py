@@ -17,18 +17,17 @@ from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.links.links import Links
 from gennode.node.hop import HopLimits
 from gennode.node.live import LiveNode
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
     MAX_ANNOUNCEMENTS,
     Accept,
     AgedAnnouncement,
-    Announcement,
     Announcements,
     Beats,
     Close,
     Digest,
     Failed,
-    Hosting,
     Message,
     Open,
     Ping,

@@ -14,8 +14,8 @@ from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
 from gennode.errors import LocalError
 from gennode.wire.activations import codec
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
-from gennode.wire.messages import CodecName
 
 LAYERS = 6
 MANIFEST = toy_manifest(LAYERS)

@@ -13,8 +13,8 @@ from gennode.errors import NetworkError, NoRouteError
 from gennode.node.hop import HopLimits
 from gennode.node.patience import MIN_PATIENCE_S
 from gennode.node.watch import PONG_LIMIT_S
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
-from gennode.wire.messages import CodecName
 from tests.node.toys import LAYERS, MANIFEST, THIRDS, staged, toy_worker, truth
 
 PROMPT = "live and let live"

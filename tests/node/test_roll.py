@@ -22,8 +22,8 @@ from gennode.node.roll import (
     choose_version,
     covers,
 )
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Announcement, Hosting
 from gennode.wire.release import Release
 
 LAYERS = 6

@@ -16,8 +16,8 @@ from gennode.node.alone import Alone
 from gennode.node.live import LiveNode
 from gennode.node.prompt import Swarm, answer
 from gennode.node.worker import Worker
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
-from gennode.wire.messages import CodecName
 from gennode.wire.signing import Key
 
 LAYERS = 6

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gennode.errors import LocalError
 from gennode.sharding.plan import Candidate, Snapshot, place, plan, speed_of, split
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Announcement, Hosting
 
 CANDIDATES = st.lists(
     st.tuples(st.integers(0, 14), st.sampled_from([0.0, 0.001, 0.002, 0.005, 0.02])), max_size=12

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gennode.sharding.route import LOAD_WEIGHT, Gap, LinkTime, Route, choose_route
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import Announcement, Hosting
 
 MODEL = ModelId("a" * 64)
 ME = PeerId("me")

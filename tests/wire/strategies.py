@@ -7,7 +7,10 @@ from typing import Any, get_args
 from hypothesis import strategies as st
 
 from gennode.wire import messages as words
+from gennode.wire.announcement import Announcement, Hosting, Machine
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.fields import CodecName, Reach
 from gennode.wire.ids import MAX_LAYERS, Hop, PeerId, SessionId, Span, peer_id_of
 from gennode.wire.release import MAX_NAME, MAX_NUMBER
 from gennode.wire.signing import SIGNATURE_BYTES, Signed
@@ -25,7 +28,7 @@ spans = st.builds(
     st.integers(0, MAX_LAYERS - 1),
     st.integers(1, MAX_LAYERS),
 )
-codecs = st.sampled_from(get_args(words.CodecName))
+codecs = st.sampled_from(get_args(CodecName))
 rows = st.integers(0, words.MAX_STEP_ROWS)
 attempts: dict[str, st.SearchStrategy[Any]] = {"session": sessions, "attempt": counters}
 
@@ -36,7 +39,7 @@ def many(items: st.SearchStrategy[Any], most: int, least: int = 0) -> st.SearchS
 
 
 hostings = st.builds(
-    words.Hosting,
+    Hosting,
     model=models,
     spans=st.lists(layers, max_size=6, unique=True).map(
         lambda ends: tuple(map(Span, sorted(ends)[:-1:2], sorted(ends)[1::2]))
@@ -46,9 +49,24 @@ hostings = st.builds(
     load_time_s=seconds,
     max_sessions=counters,
     compute_class=texts,
+    further_time_s=st.none() | seconds,
+    price=counters,
+)
+axes = st.floats(-10, 10)
+coordinates = st.builds(
+    Coordinate, x_s=axes, y_s=axes, height_s=st.floats(0, 10), error=st.floats(0, 1)
+)
+machines = st.builds(
+    Machine,
+    memory_bytes=counters,
+    flops_per_s=seconds,
+    memory_bytes_per_s=seconds,
+    pass_s=seconds,
+    upload_bytes_per_s=seconds,
+    coordinate=coordinates,
 )
 announcements = st.builds(
-    words.Announcement,
+    Announcement,
     peer=peers,
     sequence=counters,
     lifetime_s=st.floats(0, 3600),
@@ -56,10 +74,11 @@ announcements = st.builds(
     hosting=st.lists(hostings, max_size=3, unique_by=lambda one: one.model).map(tuple),
     sessions=counters,
     relay=st.booleans(),
-    reach=st.sampled_from(get_args(words.Reach)),
+    reach=st.sampled_from(get_args(Reach)),
     addresses=many(texts, 16),
     chain_end=st.binary(min_size=LINK_BYTES, max_size=LINK_BYTES),
     rival=counters,
+    machine=st.none() | machines,
 )
 signed = st.builds(
     Signed,
@@ -137,6 +156,8 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
         words.Failed, **attempts, index=counters, number=counters, reason=texts
     ),
     words.Ping: st.builds(words.Ping, session=sessions, nonce=counters),
+    words.Probe: st.builds(words.Probe, nonce=counters),
+    words.Echo: st.builds(words.Echo, nonce=counters, coordinate=coordinates),
     words.Pong: st.builds(
         words.Pong,
         session=sessions,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gennode.errors import LocalError, RemoteError
 from gennode.wire.activations import OUTLIERS, codec
-from gennode.wire.messages import CodecName
+from gennode.wire.fields import CodecName
 
 NAMES: list[CodecName] = ["raw", "int8", "int8-outlier"]
 DIMS = [1, 8, 63, 64, 65, 192, 2048]

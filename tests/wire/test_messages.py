@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from gennode.errors import RemoteError
 from gennode.wire import messages as words
+from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
+from gennode.wire.fields import MAX_TEXT, as_text
 from gennode.wire.frames import MAX_HEADER_BYTES, decode_header
 from gennode.wire.ids import ModelId, SessionId, Span, peer_id_of
 from gennode.wire.signing import MAX_SIGNED_BYTES, Signed
@@ -36,6 +38,8 @@ VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
     "Failed": [SESSION, 0, 0, 0, "no memory"],
     "Ping": [SESSION, 0],
     "Pong": [SESSION, 0, [[0, -1, True]]],
+    "Probe": [1],
+    "Echo": [1, [0.1, -0.1, 0.01, 0.5]],
     "Close": [SESSION],
 }
 HUGE = 1 << 60
@@ -116,9 +120,9 @@ def test_every_message_comes_back(message: words.Message) -> None:
 
 
 @given(announcements)
-def test_every_announcement_comes_back(announcement: words.Announcement) -> None:
+def test_every_announcement_comes_back(announcement: Announcement) -> None:
     data = msgspec.msgpack.encode(announcement)
-    assert msgspec.msgpack.decode(data, type=words.Announcement) == announcement
+    assert msgspec.msgpack.decode(data, type=Announcement) == announcement
 
 
 @pytest.mark.parametrize(("kind", "fields"), VALID.items())
@@ -155,8 +159,8 @@ def test_text_that_is_not_unicode_is_refused() -> None:
         decode_header(broken)
 
 
-def hosting(*spans: Span, model: str = MODEL, text: str = "fp32-cpu") -> words.Hosting:
-    return words.Hosting(ModelId(model), spans, 2, 0.1, 0.1, 1, text)
+def hosting(*spans: Span, model: str = MODEL, text: str = "fp32-cpu") -> Hosting:
+    return Hosting(ModelId(model), spans, 2, 0.1, 0.1, 1, text)
 
 
 @pytest.mark.parametrize(
@@ -181,8 +185,8 @@ def test_what_fits_is_what_is_loaded_and_what_may_still_be() -> None:
     assert not some.can_host(Span(6, 9))
 
 
-def announcement(*hosted: words.Hosting, relay: bool = False) -> words.Announcement:
-    return words.Announcement(PEER, 1, 0, 60.0, hosted, 0, relay, "direct", ())
+def announcement(*hosted: Hosting, relay: bool = False) -> Announcement:
+    return Announcement(PEER, 1, 0, 60.0, hosted, 0, relay, "direct", ())
 
 
 def test_an_announcement_tells_of_each_model_once() -> None:
@@ -216,8 +220,8 @@ def test_the_most_announcements_fit_in_a_header() -> None:
     assert len(msgspec.msgpack.encode(message)) <= MAX_HEADER_BYTES
     spans = [Span(900 + start, 901 + start) for start in range(0, 128, 2)][:64]
     models = [
-        hosting(*spans, model=f"{number:064x}", text="x" * words.MAX_TEXT)
-        for number in range(words.MAX_HOSTED_MODELS)
+        hosting(*spans, model=f"{number:064x}", text="x" * MAX_TEXT)
+        for number in range(MAX_HOSTED_MODELS)
     ]
     largest = msgspec.structs.replace(announcement(*models), addresses=("x" * 256,) * 16)
     assert len(msgspec.msgpack.encode(largest)) <= MAX_SIGNED_BYTES
@@ -225,7 +229,7 @@ def test_the_most_announcements_fit_in_a_header() -> None:
 
 @given(st.text(max_size=600))
 def test_any_text_becomes_one_that_a_message_may_carry(text: str) -> None:
-    failed = words.Failed(SessionId(SESSION), 0, 0, 0, words.as_text(text))
+    failed = words.Failed(SessionId(SESSION), 0, 0, 0, as_text(text))
     assert decode_header(msgspec.msgpack.encode(failed)) == failed
 
 

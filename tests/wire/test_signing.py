@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gennode.errors import LocalError, RemoteError
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import PeerId, SessionId
-from gennode.wire.messages import Announcement, Close
+from gennode.wire.messages import Close
 from gennode.wire.signing import MAX_SIGNED_BYTES, Key, Signed, seal, unseal, verify
 from tests.wire.strategies import announcements
 from tests.wire.test_ids import PUBLIC, SEED

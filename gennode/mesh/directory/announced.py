@@ -9,8 +9,8 @@ import msgspec
 
 from gennode.errors import RemoteError
 from gennode.mesh.directory.netgroup import net_group
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import Announcement
 from gennode.wire.signing import MAX_SIGNED_BYTES, Signed, verify
 
 DOMAIN = "announcement"

@@ -16,10 +16,11 @@ from random import Random
 from gennode.mesh.directory.announced import DOMAIN, Fact, Reader
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.netgroup import LOCAL
+from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.beats import chain
 from gennode.wire.frames import encode
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import Announcement, Hosting, Message
+from gennode.wire.messages import Message
 from gennode.wire.signing import Key, Signed, seal
 
 LIFETIME_S = 30.0

@@ -28,13 +28,13 @@ from gennode.mesh.directory.announced import MAX_LIFETIME_S, Fact, Reader
 from gennode.mesh.directory.neighbours import Neighbours
 from gennode.mesh.directory.roster import MAX_LAG_BEATS, Roster
 from gennode.mesh.directory.sketch import STATES, Rows, Sketch, bucket_bits_for, sketch
+from gennode.wire.announcement import Announcement
 from gennode.wire.beats import MAX_BEATS, proves
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import (
     BEAT_BYTES,
     MAX_ANNOUNCEMENTS,
     AgedAnnouncement,
-    Announcement,
     Announcements,
     Beats,
     Digest,

@@ -14,13 +14,7 @@ from random import Random
 
 from gennode.errors import LocalError
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import (
-    MAX_ANNOUNCEMENTS,
-    MAX_RELEASES,
-    Message,
-    ReleaseDigest,
-    Releases,
-)
+from gennode.wire.messages import MAX_ANNOUNCEMENTS, MAX_RELEASES, Message, ReleaseDigest, Releases
 from gennode.wire.release import Line, Release, read_release
 from gennode.wire.signing import Signed
 

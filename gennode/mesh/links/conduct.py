@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gennode.mesh.links.limits import Bucket
+from gennode.wire.fields import as_text
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import as_text
 
 BAN_S = 1.0  # for a first breach: a flaw of an honest peer costs its sessions no more than that
 MAX_BAN_S = 600.0  # each further breach doubles it, up to this

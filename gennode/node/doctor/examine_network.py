@@ -18,8 +18,8 @@ from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.reach.observer import ask_observer
 from gennode.mesh.reach.reach import Sighting, is_dialable
 from gennode.node.doctor.facts import Bootstrap, Failure, Network, RelayTrial
+from gennode.wire.fields import as_text
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import as_text
 from gennode.wire.signing import SEED_BYTES, Key
 
 # Together they keep the whole examination at a quarter of a minute, without relays.
