@@ -6,39 +6,36 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from gennode.engine.seam import OwnerEngine, States
+from gennode.engine.seam import OwnerEngine
 from gennode.errors import GennodeError, NetworkError
 from gennode.mesh.links.limits import Use
 from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
     Action,
-    Arrived,
     CloseJob,
-    Event,
     Job,
-    Lost,
     Opened,
     OpenJob,
     Rerouted,
     Run,
     Send,
 )
+from gennode.node.live_sessions import LivePipeline, LiveSessions
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerMachine
 from gennode.node.peers import PeerBook
 from gennode.node.worker import Work, Worker
 from gennode.sharding.route import Gap
-from gennode.wire.activations import codec
 from gennode.wire.announcement import Announcement
 from gennode.wire.fields import CodecName, Reach, as_text
-from gennode.wire.ids import ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.messages import Message, Step
 from gennode.wire.signing import Key, Signed
 
@@ -75,11 +72,9 @@ class LiveNode:
         """What is hosted, retired models too until they are dropped."""
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
         self._past_work = Work()
-        self._on_event = on_event
         self._book = book or PeerBook(None)
         self._rival = 0
-        self._opened: dict[SessionId, asyncio.Future[None]] = {}
-        self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
+        self._sessions = LiveSessions(self.machine.owning, codec_name, self._act, on_event)
         self._directory_seen = -1
         self._directory_changed = asyncio.Event()
         self._crash: BaseException | None = None
@@ -198,8 +193,8 @@ class LiveNode:
         await self._meeting.rendezvous(model, provide=False)
         start_s, whole, own = self._now_s(), Span(0, layers), self.machine.peer
         for find, patience_s in (
-            (self.machine.warm_route, min(WARM_PATIENCE_S, timeout_s)),
-            (self.machine.route, timeout_s),
+            (self.machine.owning.warm_route, min(WARM_PATIENCE_S, timeout_s)),
+            (self.machine.owning.route, timeout_s),
         ):
             while isinstance(find(model, whole, own, frozenset(), self._now_s()), Gap):
                 if not await self._directory_changes(start_s + patience_s - self._now_s()):
@@ -292,34 +287,13 @@ class LiveNode:
                 case Run():
                     self._run(action.job)
                 case _:
-                    self._tell(action)
+                    self._sessions.tell(action)
         if self.machine.directory_version != self._directory_seen:
             self._directory_seen = self.machine.directory_version
             self._directory_changed.set()
             for seen, teller in self.machine.take_news():
                 self.links.learn(seen.peer, seen.addresses)
                 self._book.hear(seen, teller)
-
-    def _tell(self, event: Event) -> None:
-        match event:
-            case Arrived():
-                waiting = self._awaited.get(event.session, {}).pop(event.number, None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(event.states)
-            case Opened():
-                opened = self._opened[event.session]
-                if not opened.done():
-                    opened.set_result(None)
-                self._on_event(event)
-            case Rerouted():
-                self._on_event(event)
-            case Lost():
-                self._lose(event)
-
-    def _lose(self, lost: Lost) -> None:
-        _fail(self._opened[lost.session], lost.error)
-        for future in self._awaited[lost.session].values():
-            _fail(future, lost.error)
 
     # -- computing ----------------------------------------------------------------------------
 
@@ -348,55 +322,8 @@ class LiveNode:
 
     # -- owning -------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[LivePipeline]:
+    def open(
+        self, owner: OwnerEngine, *, max_positions: int
+    ) -> AbstractAsyncContextManager[LivePipeline]:
         """A session on the best route of the moment; satisfies `prompt.Swarm`."""
-        session, actions = self.machine.open_session(
-            model=owner.model,
-            layers=owner.layers,
-            dim=owner.dim,
-            codec=self.codec,
-            max_positions=max_positions,
-            now_s=self._now_s(),
-        )
-        self._opened[session] = self._loop.create_future()
-        self._awaited[session] = {}
-        try:
-            self._act(actions)
-            await self._opened[session]
-            yield LivePipeline(self, session)
-        finally:
-            self._act(self.machine.close_session(session))
-            del self._opened[session], self._awaited[session]
-
-    def submit(
-        self, session: SessionId, position: int, rows: int, reply_rows: int, payload: bytes
-    ) -> asyncio.Future[States]:
-        """Send a step of an own session; the future holds its result."""
-        number, actions = self.machine.submit(
-            session, position, rows, reply_rows, payload, self._now_s()
-        )
-        future: asyncio.Future[States] = self._loop.create_future()
-        self._awaited[session][number] = future
-        self._act(actions)
-        return future
-
-
-def _fail(future: asyncio.Future[Any], error: GennodeError) -> None:
-    if not future.done():
-        future.set_exception(error)
-        future.exception()  # marks it as seen; whoever awaits it hears it all the same
-
-
-class LivePipeline:
-    """An open session; satisfies `prompt.Pipeline`."""
-
-    def __init__(self, node: LiveNode, session: SessionId) -> None:
-        self._node = node
-        self._session = session
-        self._codec = codec(node.codec)
-
-    def step(self, position: int, states: States, *, reply_rows: int) -> asyncio.Future[States]:
-        """Send states down the route now; the future holds the result."""
-        payload = self._codec.encode(states)
-        return self._node.submit(self._session, position, len(states), reply_rows, payload)
+        return self._sessions.open(owner, max_positions=max_positions)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from gennode.errors import GennodeError, LocalError, NoRouteError
+from gennode.errors import GennodeError, LocalError
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
-from gennode.node.session import SessionMachine, SessionTerms
-from gennode.sharding.route import Gap, Route, choose_route
+from gennode.node.owning import OwnerMachine
 from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting
 from gennode.wire.beats import LINK_BYTES, chain
-from gennode.wire.fields import CodecName, Reach
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.fields import Reach
+from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.messages import (
     Accept,
     AgedAnnouncement,
@@ -37,9 +36,7 @@ from gennode.wire.signing import Key, Signed, seal
 
 LIFETIME_S = 30.0  # a peer that vanishes without a word is forgotten after this
 RENEW_S = 10.0  # between announcements that tell of no more than another number of sessions
-SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
-MAX_OWN_SESSIONS = 256
 MAX_TOLD = 32  # workers that a publisher tells of a release itself
 MAX_GOODBYES = 32  # each may need a connection, and rumours do the rest
 
@@ -65,9 +62,9 @@ class PeerMachine:
         self._addresses: tuple[str, ...] = ()
         self._renewed_s = float("-inf")
         self._told_sessions = 0
-        self._sessions: dict[SessionId, SessionMachine] = {}
-        self._shunned: dict[PeerId, float] = {}
-        self._now_s = 0.0
+        self.owning = OwnerMachine(
+            key.peer, rng, self._directory.live, lambda _source, _target: LINK_TIME_S
+        )
 
     # -- being a worker -----------------------------------------------------------------------
 
@@ -138,7 +135,7 @@ class PeerMachine:
         some = self._rng.sample(workers, min(len(workers), MAX_TOLD))
         return [Send(peer, Releases((signed,))) for peer in some]
 
-    # -- being an owner -----------------------------------------------------------------------
+    # -- what others offer --------------------------------------------------------------------
 
     def live(self, now_s: float) -> tuple[Announcement, ...]:
         """Every announcement that is alive, by peer."""
@@ -153,108 +150,13 @@ class PeerMachine:
         """Grows whenever the set of live announcements changes."""
         return self._directory.version
 
-    def route(
-        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
-    ) -> Route | Gap:
-        """The best chain over `span` of workers that have its layers loaded.
-
-        Only where nobody has them are workers asked to load more: who hosts what is the
-        plan's to decide, not the route's.
-        """
-        warm = self.warm_route(model, span, entry, avoid, now_s)
-        return (
-            warm
-            if isinstance(warm, Route)
-            else self._route(model, span, entry, avoid, now_s, allow_cold=True)
-        )
-
-    def warm_route(
-        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
-    ) -> Route | Gap:
-        """The best chain over `span` for which nobody has to load a layer."""
-        return self._route(model, span, entry, avoid, now_s, allow_cold=False)
-
-    def _route(
-        self,
-        model: ModelId,
-        span: Span,
-        entry: PeerId,
-        avoid: frozenset[PeerId],
-        now_s: float,
-        *,
-        allow_cold: bool,
-    ) -> Route | Gap:
-        return choose_route(
-            self.live(now_s),
-            model=model,
-            span=span,
-            entry=entry,
-            exclude=avoid,
-            link_time_s=lambda _source, _target: LINK_TIME_S,
-            allow_cold=allow_cold,
-        )
-
-    def open_session(
-        self,
-        *,
-        model: ModelId,
-        layers: int,
-        dim: int,
-        codec: CodecName,
-        max_positions: int,
-        now_s: float,
-    ) -> tuple[SessionId, list[Action]]:
-        """Begin a session on the best route; NoRouteError if some layers have nobody."""
-        if len(self._sessions) >= MAX_OWN_SESSIONS:
-            raise LocalError(f"{MAX_OWN_SESSIONS} sessions of ours are open already")
-        shunned = frozenset(self._shunned)
-        whole = Span(0, layers)
-        found = self.route(model, whole, self.peer, shunned, now_s)
-        if isinstance(found, Gap) and shunned:
-            found = self.route(model, whole, self.peer, frozenset(), now_s)
-        if isinstance(found, Gap):
-            raise NoRouteError(found.reason, hint="start a worker that has them: gennode join")
-        session = SessionId(self._rng.randbytes(16))
-        terms = SessionTerms(session, self.peer, model, layers, dim, codec, max_positions)
-
-        def find_hops(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-            patch = self.route(model, span, entry, avoid, self._now_s)
-            return patch.reason if isinstance(patch, Gap) else patch.hops
-
-        self._now_s = now_s
-        machine = SessionMachine(terms, found.hops, find_hops)
-        self._sessions[session] = machine
-        return session, machine.start(now_s)
-
-    def submit(
-        self,
-        session: SessionId,
-        position: int,
-        rows: int,
-        reply_rows: int,
-        payload: bytes,
-        now_s: float,
-    ) -> tuple[int, list[Action]]:
-        """Send a step of an own session down its route."""
-        return self._sessions[session].submit(position, rows, reply_rows, payload, now_s)
-
-    def path(self, session: SessionId) -> tuple[Hop, ...]:
-        """The hops of an own session, as they are now."""
-        return self._sessions[session].path
-
-    def close_session(self, session: SessionId) -> list[Action]:
-        """End an own session. Idempotent."""
-        machine = self._sessions.pop(session, None)
-        return machine.close() if machine else []
-
     # -- what comes in ------------------------------------------------------------------------
 
     def receive(
         self, sender: PeerId, message: Message, payload: bytes, now_s: float
     ) -> list[Action]:
         """React to a message; RemoteError if its sender broke the protocol."""
-        self._now_s = now_s
-        self._shunned.pop(sender, None)
+        self.owning.heard(sender, now_s)
         match message:
             case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
@@ -262,19 +164,14 @@ class PeerMachine:
             case ReleaseDigest() | Releases():
                 replies = self.releases.receive(sender, message)
                 return [Send(peer, reply) for peer, reply in replies]
-            case Accept() | Refuse() | Failed() | Pong():
-                machine = self._sessions.get(message.session)
-                if machine is None:
-                    return []
-                if isinstance(message, Accept):
-                    self._directory.worked_with(sender)
-                return machine.receive(sender, message, payload, now_s)
             case Probe() | Echo():
                 return []
-            case Step():
-                machine = self._sessions.get(message.session)
-                if machine is not None and message.layer == machine.terms.layers:
-                    return machine.receive(sender, message, payload, now_s)
+            case Accept() | Refuse() | Failed() | Pong():
+                if isinstance(message, Accept) and self.owning.owns(message.session):
+                    self._directory.worked_with(sender)
+                return self.owning.receive(sender, message, payload, now_s)
+            case Step() if self.owning.expects(message):
+                return self.owning.receive(sender, message, payload, now_s)
         return self._hops.receive(sender, message, payload, now_s)
 
     def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
@@ -283,41 +180,24 @@ class PeerMachine:
 
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
-        self._now_s = now_s
-        self._shunned[peer] = now_s
         self._directory.lost(peer, now_s)
         actions = self._hops.peer_down(peer, now_s)
-        for machine in list(self._sessions.values()):
-            actions += machine.peer_down(peer, reason, now_s)
-        return actions
+        return actions + self.owning.peer_down(peer, reason, now_s)
 
     def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
-        """A peer refuses us, and may be back in a moment: go round it where that is possible."""
-        self._now_s = now_s
-        machines = list(self._sessions.values())
-        return [
-            action
-            for machine in machines
-            for action in machine.peer_in_trouble(peer, reason, now_s)
-        ]
+        """A peer refuses us, and may be back in a moment."""
+        return self.owning.peer_in_trouble(peer, reason, now_s)
 
     def tick(self, now_s: float, others: Mapping[PeerId, str]) -> list[Action]:
         """Let time pass. `others`: peers to exchange the directory with beside those that
         announce themselves, each with its net group."""
-        self._now_s = now_s
         if (self._offers or self._is_known) and self._has_to_announce(now_s):
             self._announce(now_s)
-        self._shunned = {
-            peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
-        }
         exchanges = self._directory.tick(now_s, others)
         actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
         told = self.releases.tick(now_s, self._directory.neighbours.chosen)
         actions += [Send(peer, message) for peer, message in told]
-        actions += self._hops.tick(now_s)
-        for machine in list(self._sessions.values()):
-            actions += machine.tick(now_s)
-        return actions
+        return actions + self._hops.tick(now_s) + self.owning.tick(now_s)
 
     # -- the directory ------------------------------------------------------------------------
 

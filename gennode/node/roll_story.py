@@ -160,9 +160,9 @@ def _add_worker(
 
 def _look(story: RollStory, swarm: SimulatedSwarm, owner: PeerId, workers: list[PeerId]) -> None:
     """Is there a route, as the owner sees it; and is the roll over?"""
-    machine, now_s = swarm.peers[owner].machine, swarm.now_s
+    owning, now_s = swarm.peers[owner].machine.owning, swarm.now_s
     routes = [
-        machine.warm_route(model, Span(0, LAYERS), owner, frozenset(), now_s) for model in VERSIONS
+        owning.warm_route(model, Span(0, LAYERS), owner, frozenset(), now_s) for model in VERSIONS
     ]
     story.looks += 1
     story.uncovered += not any(isinstance(route, Route) for route in routes)

@@ -270,7 +270,7 @@ class SimulatedOwner:
     ) -> AsyncIterator[SimulatedPipeline]:
         """A session on the best route of the moment."""
         swarm, machine = self.swarm, self.swarm.peers[self.peer].machine
-        session, actions = machine.open_session(
+        session, actions = machine.owning.open_session(
             model=owner.model,
             layers=owner.layers,
             dim=owner.dim,
@@ -284,7 +284,7 @@ class SimulatedOwner:
             await swarm._opened[session]
             yield SimulatedPipeline(self, session)
         finally:
-            swarm.act(self.peer, machine.close_session(session))
+            swarm.act(self.peer, machine.owning.close_session(session))
             del swarm._opened[session]
 
 
@@ -299,7 +299,7 @@ class SimulatedPipeline:
         """Send states down the route."""
         swarm, peer = self.owner.swarm, self.owner.peer
         payload = codec(self.owner.codec).encode(states)
-        number, actions = swarm.peers[peer].machine.submit(
+        number, actions = swarm.peers[peer].machine.owning.submit(
             self.session, position, len(states), reply_rows, payload, swarm.now_s
         )
         promise = Promise()
@@ -310,4 +310,4 @@ class SimulatedPipeline:
     @property
     def route(self) -> tuple[Hop, ...]:
         """The hops of the moment."""
-        return self.owner.swarm.peers[self.owner.peer].machine.path(self.session)
+        return self.owner.swarm.peers[self.owner.peer].machine.owning.path(self.session)

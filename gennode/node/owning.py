@@ -1,0 +1,181 @@
+"""The owner's side of a peer: its open sessions, and the routes that it chooses for them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from gennode.errors import LocalError, NoRouteError
+from gennode.node.actions import Action
+from gennode.node.session import SessionMachine, SessionTerms
+from gennode.sharding.route import Gap, LinkTime, Route, choose_route
+from gennode.wire.announcement import Announcement
+from gennode.wire.fields import CodecName
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.messages import Accept, Failed, Pong, Refuse, Step
+
+SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
+MAX_OWN_SESSIONS = 256
+
+Live = Callable[[float], tuple[Announcement, ...]]
+"""(now in seconds) → every announcement that is alive."""
+
+
+class OwnerMachine:
+    """All sessions of one owner. Sans-IO: every call returns what to do."""
+
+    def __init__(self, peer: PeerId, rng: random.Random, live: Live, link_time_s: LinkTime) -> None:
+        """`link_time_s`: seconds from one peer to another for one token's frame."""
+        self._peer = peer
+        self._rng = rng
+        self._live = live
+        self._link_time_s = link_time_s
+        self._sessions: dict[SessionId, SessionMachine] = {}
+        self._shunned: dict[PeerId, float] = {}
+        self._now_s = 0.0
+
+    # -- routes -------------------------------------------------------------------------------
+
+    def route(
+        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
+    ) -> Route | Gap:
+        """The best chain over `span` of workers that have its layers loaded.
+
+        Only where nobody has them are workers asked to load more: who hosts what is the
+        plan's to decide, not the route's.
+        """
+        warm = self.warm_route(model, span, entry, avoid, now_s)
+        return (
+            warm
+            if isinstance(warm, Route)
+            else self._route(model, span, entry, avoid, now_s, allow_cold=True)
+        )
+
+    def warm_route(
+        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
+    ) -> Route | Gap:
+        """The best chain over `span` for which nobody has to load a layer."""
+        return self._route(model, span, entry, avoid, now_s, allow_cold=False)
+
+    def _route(
+        self,
+        model: ModelId,
+        span: Span,
+        entry: PeerId,
+        avoid: frozenset[PeerId],
+        now_s: float,
+        *,
+        allow_cold: bool,
+    ) -> Route | Gap:
+        return choose_route(
+            self._live(now_s),
+            model=model,
+            span=span,
+            entry=entry,
+            exclude=avoid,
+            link_time_s=self._link_time_s,
+            allow_cold=allow_cold,
+        )
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def open_session(
+        self,
+        *,
+        model: ModelId,
+        layers: int,
+        dim: int,
+        codec: CodecName,
+        max_positions: int,
+        now_s: float,
+    ) -> tuple[SessionId, list[Action]]:
+        """Begin a session on the best route; NoRouteError if some layers have nobody."""
+        if len(self._sessions) >= MAX_OWN_SESSIONS:
+            raise LocalError(f"{MAX_OWN_SESSIONS} sessions of ours are open already")
+        shunned = frozenset(self._shunned)
+        whole = Span(0, layers)
+        found = self.route(model, whole, self._peer, shunned, now_s)
+        if isinstance(found, Gap) and shunned:
+            found = self.route(model, whole, self._peer, frozenset(), now_s)
+        if isinstance(found, Gap):
+            raise NoRouteError(found.reason, hint="start a worker that has them: gennode join")
+        session = SessionId(self._rng.randbytes(16))
+        terms = SessionTerms(session, self._peer, model, layers, dim, codec, max_positions)
+
+        def find_hops(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+            patch = self.route(model, span, entry, avoid, self._now_s)
+            return patch.reason if isinstance(patch, Gap) else patch.hops
+
+        self._now_s = now_s
+        machine = SessionMachine(terms, found.hops, find_hops)
+        self._sessions[session] = machine
+        return session, machine.start(now_s)
+
+    def submit(
+        self,
+        session: SessionId,
+        position: int,
+        rows: int,
+        reply_rows: int,
+        payload: bytes,
+        now_s: float,
+    ) -> tuple[int, list[Action]]:
+        """Send a step of a session down its route."""
+        return self._sessions[session].submit(position, rows, reply_rows, payload, now_s)
+
+    def path(self, session: SessionId) -> tuple[Hop, ...]:
+        """The hops of a session, as they are now."""
+        return self._sessions[session].path
+
+    def close_session(self, session: SessionId) -> list[Action]:
+        """End a session. Idempotent."""
+        machine = self._sessions.pop(session, None)
+        return machine.close() if machine else []
+
+    # -- what comes in ------------------------------------------------------------------------
+
+    def heard(self, sender: PeerId, now_s: float) -> None:
+        """A peer said something: it can be reached."""
+        self._now_s = now_s
+        self._shunned.pop(sender, None)
+
+    def owns(self, session: SessionId) -> bool:
+        """Whether the session is open here."""
+        return session in self._sessions
+
+    def expects(self, message: Step) -> bool:
+        """Whether a step is the result of one of ours, and not for us to compute."""
+        machine = self._sessions.get(message.session)
+        return machine is not None and message.layer == machine.terms.layers
+
+    def receive(
+        self,
+        sender: PeerId,
+        message: Accept | Refuse | Step | Failed | Pong,
+        payload: bytes,
+        now_s: float,
+    ) -> list[Action]:
+        """React to a hop's message; RemoteError if it broke the protocol."""
+        machine = self._sessions.get(message.session)
+        return machine.receive(sender, message, payload, now_s) if machine else []
+
+    def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
+        """A peer can't be reached any more."""
+        self._now_s = self._shunned[peer] = now_s
+        machines = list(self._sessions.values())
+        return [action for one in machines for action in one.peer_down(peer, reason, now_s)]
+
+    def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
+        """A peer refuses us, and may be back in a moment: go round it where that is possible."""
+        self._now_s = now_s
+        machines = list(self._sessions.values())
+        return [action for one in machines for action in one.peer_in_trouble(peer, reason, now_s)]
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Let time pass."""
+        self._now_s = now_s
+        self._shunned = {
+            peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
+        }
+        machines = list(self._sessions.values())
+        return [action for machine in machines for action in machine.tick(now_s)]
