@@ -196,6 +196,12 @@ class Echo(Base, frozen=True):
     coordinate: Coordinate
 
 
+class Missing(Base, frozen=True):
+    """Peer to peer: this one can't be reached from here. See for yourself."""
+
+    peer: BoundedPeerId
+
+
 class Close(Base, frozen=True):
     """Owner to hop: the session is over; forget it."""
 
@@ -217,5 +223,6 @@ Message = (
     | Pong
     | Probe
     | Echo
+    | Missing
     | Close
 )

@@ -158,6 +158,7 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
     words.Ping: st.builds(words.Ping, session=sessions, nonce=counters),
     words.Probe: st.builds(words.Probe, nonce=counters),
     words.Echo: st.builds(words.Echo, nonce=counters, coordinate=coordinates),
+    words.Missing: st.builds(words.Missing, peer=peers),
     words.Pong: st.builds(
         words.Pong,
         session=sessions,

@@ -40,6 +40,7 @@ VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
     "Pong": [SESSION, 0, [[0, -1, True]]],
     "Probe": [1],
     "Echo": [1, [0.1, -0.1, 0.01, 0.5]],
+    "Missing": [PEER],
     "Close": [SESSION],
 }
 HUGE = 1 << 60

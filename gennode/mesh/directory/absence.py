@@ -1,0 +1,60 @@
+"""Who seems to be gone, before the directory forgets them. Sans-IO.
+
+An announcement outlives its peer by up to half a minute. Whoever loses its link to a peer knows
+at once, and tells a few others; they believe nothing, but knock at the peer's door themselves:
+what nobody can reach, everybody finds out. What a liar says costs each of us one knock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gennode.wire.ids import PeerId
+from gennode.wire.messages import Missing
+
+ABSENT_S = 60.0  # longer than the directory holds on to a peer that shows no life
+KNOCK_AGAIN_S = 5.0  # how often we knock at one door, whoever sends us there
+KNOCKS = 32  # at so many doors within that time
+TELL_AGAIN_S = 10.0
+
+
+class Absence:
+    """Peers that we failed to reach and have not heard from since. `now_s`: any clock that
+    never runs back."""
+
+    def __init__(self) -> None:
+        self._since: dict[PeerId, float] = {}
+        self._told: dict[PeerId, float] = {}
+        self._knocked: dict[PeerId, float] = {}
+
+    def heard(self, peer: PeerId) -> None:
+        """A peer said something, so it is there."""
+        self._since.pop(peer, None)
+
+    def down(
+        self, peer: PeerId, now_s: float, neighbours: Iterable[PeerId]
+    ) -> list[tuple[PeerId, Missing]]:
+        """A peer can't be reached: remember that, and have others see for themselves."""
+        self._since[peer] = now_s
+        self._told = _younger(self._told, now_s, TELL_AGAIN_S)
+        if peer in self._told:
+            return []
+        self._told[peer] = now_s
+        return [(other, Missing(peer)) for other in neighbours if other != peer]
+
+    def knocks(self, peer: PeerId, now_s: float) -> bool:
+        """Whether to knock at a peer's door, now that somebody says that it is gone."""
+        self._knocked = _younger(self._knocked, now_s, KNOCK_AGAIN_S)
+        if peer in self._since or peer in self._knocked or len(self._knocked) >= KNOCKS:
+            return False
+        self._knocked[peer] = now_s
+        return True
+
+    def absent(self, now_s: float) -> frozenset[PeerId]:
+        """Who is gone, as far as we could see."""
+        self._since = _younger(self._since, now_s, ABSENT_S)
+        return frozenset(self._since)
+
+
+def _younger(times: dict[PeerId, float], now_s: float, than_s: float) -> dict[PeerId, float]:
+    return {peer: at_s for peer, at_s in times.items() if now_s - at_s < than_s}

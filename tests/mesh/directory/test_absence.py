@@ -1,0 +1,49 @@
+"""Who is gone is found out by everybody, and on nobody's word."""
+
+from __future__ import annotations
+
+from gennode.mesh.directory.absence import ABSENT_S, KNOCK_AGAIN_S, KNOCKS, TELL_AGAIN_S, Absence
+from gennode.wire.ids import PeerId
+from gennode.wire.messages import Missing
+
+GONE, NEAR, FAR = PeerId("gone"), PeerId("near"), PeerId("far")
+
+
+def test_who_can_not_be_reached_is_absent_until_it_is_heard() -> None:
+    absence = Absence()
+    told = absence.down(GONE, 0.0, [NEAR, GONE, FAR])
+    assert told == [(NEAR, Missing(GONE)), (FAR, Missing(GONE))]
+    assert absence.absent(1.0) == {GONE}
+    absence.heard(GONE)
+    assert absence.absent(2.0) == frozenset()
+
+
+def test_others_are_told_once_in_a_while() -> None:
+    absence = Absence()
+    assert absence.down(GONE, 0.0, [NEAR])
+    assert not absence.down(GONE, TELL_AGAIN_S - 1, [NEAR])
+    assert absence.down(GONE, TELL_AGAIN_S, [NEAR])
+
+
+def test_absence_is_forgotten_after_the_directory_has() -> None:
+    absence = Absence()
+    absence.down(GONE, 0.0, [])
+    assert absence.absent(ABSENT_S - 1)
+    assert not absence.absent(ABSENT_S)
+
+
+def test_a_rumour_makes_us_knock_and_nothing_else() -> None:
+    absence = Absence()
+    assert absence.knocks(GONE, 0.0)
+    assert absence.absent(0.0) == frozenset()
+    assert not absence.knocks(GONE, KNOCK_AGAIN_S - 1)
+    assert absence.knocks(GONE, KNOCK_AGAIN_S)
+    absence.down(GONE, KNOCK_AGAIN_S, [])
+    assert not absence.knocks(GONE, 3 * KNOCK_AGAIN_S)  # we know already
+
+
+def test_a_flood_of_rumours_is_bounded() -> None:
+    absence = Absence()
+    names = [PeerId(f"peer {number}") for number in range(1000)]
+    assert sum(absence.knocks(name, 0.0) for name in names) == KNOCKS
+    assert absence.knocks(names[-1], KNOCK_AGAIN_S)
