@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 
 from gennode.errors import GennodeError, LocalError
+from gennode.mesh.directory.absence import Absence
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
@@ -25,6 +26,7 @@ from gennode.wire.messages import (
     Echo,
     Failed,
     Message,
+    Missing,
     Pong,
     Probe,
     Refuse,
@@ -54,6 +56,7 @@ class PeerMachine:
         self._directory = Directory(key.peer, rng)
         self.releases = ReleaseBoard(rng)
         """The versions of models that publishers have signed."""
+        self._absence = Absence()
         self._hops = HopMachine(key.peer, HopLimits())
         self._hosting: dict[ModelId, Hosting] = {}
         self._is_known = False  # whether the last announcement was no goodbye
@@ -141,6 +144,11 @@ class PeerMachine:
         """Every announcement that is alive, by peer."""
         return self._directory.live(now_s)
 
+    def present(self, now_s: float) -> tuple[Announcement, ...]:
+        """Those of them whose peers can be reached, as far as we know."""
+        absent = self._absence.absent(now_s)
+        return tuple(one for one in self.live(now_s) if one.peer not in absent)
+
     def addresses(self, peer: PeerId) -> tuple[str, ...]:
         """Where a peer says that it can be dialled."""
         return self._directory.addresses(peer)
@@ -157,6 +165,7 @@ class PeerMachine:
     ) -> list[Action]:
         """React to a message; RemoteError if its sender broke the protocol."""
         self.owning.heard(sender, now_s)
+        self._absence.heard(sender)
         match message:
             case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
@@ -164,6 +173,9 @@ class PeerMachine:
             case ReleaseDigest() | Releases():
                 replies = self.releases.receive(sender, message)
                 return [Send(peer, reply) for peer, reply in replies]
+            case Missing():
+                knocks = self.addresses(message.peer) and self._absence.knocks(message.peer, now_s)
+                return [Send(message.peer, Probe(0))] if knocks else []
             case Probe() | Echo():
                 return []
             case Accept() | Refuse() | Failed() | Pong():
@@ -181,7 +193,9 @@ class PeerMachine:
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
         self._directory.lost(peer, now_s)
-        actions = self._hops.peer_down(peer, now_s)
+        told = self._absence.down(peer, now_s, self._directory.neighbours.chosen)
+        actions: list[Action] = [Send(other, message) for other, message in told]
+        actions += self._hops.peer_down(peer, now_s)
         return actions + self.owning.peer_down(peer, reason, now_s)
 
     def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
