@@ -1,0 +1,173 @@
+"""Least-time paths through hosts whose spans overlap: who computes which layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.ids import Span
+
+# So many hosts are considered per stretch of layers, and as many first hosts: with more, those
+# that are best for one first host, its neighbours above all.
+SHORTLIST = 32
+
+_Floats = NDArray[np.float64]
+_Places = NDArray[np.intp]
+
+
+class Visit(NamedTuple):
+    """One host on a path, by its place in the list of hosts, and the layers it computes."""
+
+    place: int
+    start: int
+    end: int
+
+
+class _Search(NamedTuple):
+    """What one search goes by, per place: seconds for coming, per layer, and to send a frame."""
+
+    coming_s: _Floats
+    layer_s: _Floats
+    send_s: _Floats
+
+
+class Paths:
+    """Hosts by where they are and what they hold; searches differ in what the hosts' time is.
+
+    A path of least time changes hosts only where some span starts or ends, so the layers are
+    cut there into stretches. Only elementwise arithmetic and exact minima: all machines find
+    the same paths. Ties go to the first host.
+    """
+
+    def __init__(self, hosts: Sequence[tuple[Coordinate, Span]], layers: int) -> None:
+        self._layers = layers
+        self._x_s = np.array([where.x_s for where, _ in hosts], dtype=np.float64)
+        self._y_s = np.array([where.y_s for where, _ in hosts], dtype=np.float64)
+        self._height_s = np.array([where.height_s for where, _ in hosts], dtype=np.float64)
+        self._width = np.array([span.layers for _, span in hosts], dtype=np.float64)
+        cuts = {0, layers} | {cut for _, span in hosts for cut in span}
+        self._cuts = sorted(cut for cut in cuts if 0 <= cut <= layers)
+        starts = np.array([span.start for _, span in hosts], dtype=np.intp)
+        ends = np.array([span.end for _, span in hosts], dtype=np.intp)
+        self._cover: list[_Places] = [
+            np.flatnonzero((starts <= start) & (ends > start)) for start in self._cuts[:-1]
+        ]
+
+    def way_s(self, places: Sequence[int]) -> float:
+        """Seconds on the way around so many hosts, half a round trip each; 0 for one."""
+        total_s = 0.0
+        if len(places) > 1:
+            around = self._ways_s(np.array(places), np.array([*places[1:], places[0]]))
+            for index in range(len(places)):
+                total_s += float(around[index, index])
+        return total_s
+
+    def least(
+        self,
+        coming_s: Sequence[float],
+        layer_s: Sequence[float],
+        send_s: Sequence[float],
+        usable: Sequence[bool],
+        limit_s: float,
+    ) -> list[tuple[Visit, ...]]:
+        """Paths that share no host and take at most `limit_s`: the least one first; none: empty.
+
+        The owner is on the way from the last host to the first, as in `predict.step_s`.
+        """
+        times = _Search(np.array(coming_s), np.array(layer_s), np.array(send_s))
+        mask = np.array(usable, dtype=np.bool_)
+        cover = [places[mask[places]] for places in self._cover]
+        if not cover or not all(len(places) for places in cover):
+            return []
+        if max(len(places) for places in cover) <= SHORTLIST:
+            return self._best(times, cover, limit_s)
+        firsts = cover[0]
+        alone_s = times.coming_s[firsts] / self._width[firsts] + times.layer_s[firsts]
+        leads = firsts[np.argsort(alone_s, kind="stable")]
+        while len(leads):
+            near = self._near(times, cover, leads)
+            if found := self._best(times, near, limit_s):
+                return found
+            leads = leads[~np.isin(leads, near[0])]
+        return []
+
+    def _near(self, times: _Search, cover: Sequence[_Places], leads: _Places) -> list[_Places]:
+        """Per stretch, the hosts that seem best on a path that starts at the first of `leads`."""
+        way_s = self._ways_s(leads[:1], np.arange(len(self._width)))[0]
+        score_s = (times.coming_s + way_s) / self._width + times.layer_s
+        short = []
+        for stretch, places in enumerate(cover):
+            among = leads if stretch == 0 else places
+            order = np.argsort(score_s[among], kind="stable")[:SHORTLIST]
+            short.append(np.sort(among[order]))
+        if leads[0] not in short[0]:
+            short[0] = np.sort(np.append(short[0][:-1], leads[0]))
+        return short
+
+    def _best(
+        self, times: _Search, cover: Sequence[_Places], limit_s: float
+    ) -> list[tuple[Visit, ...]]:
+        """Dynamic programming over (first host, stretch, host)."""
+        firsts = cover[0]
+        wide = np.array(self._cuts[1:], dtype=np.float64) - np.array(self._cuts[:-1])
+        begun_s = times.coming_s[firsts] + wide[0] * times.layer_s[firsts]
+        reached_s = np.where(np.eye(len(firsts), dtype=np.bool_), begun_s, np.inf)
+        origins: list[_Places] = []
+        for stretch in range(1, len(cover)):
+            before, here = cover[stretch - 1], cover[stretch]
+            sent_s = reached_s + times.send_s[before]
+            arriving_s = sent_s[:, :, None] + self._ways_s(before, here)
+            origin = np.argmin(arriving_s, axis=1)
+            best_s = np.min(arriving_s, axis=1) + times.coming_s[here]
+            at = np.searchsorted(before, here)
+            at[at == len(before)] = 0
+            stays = before[at] == here
+            staying_s = np.where(stays, reached_s[:, at], np.inf)
+            staying = staying_s <= best_s
+            origins.append(np.where(staying & stays, -1, origin))
+            reached_s = np.where(staying, staying_s, best_s) + wide[stretch] * times.layer_s[here]
+        last = cover[-1]
+        home_s = times.send_s[last][:, None] + self._ways_s(last, firsts)
+        home_s[last[:, None] == firsts] = 0.0
+        total_s = reached_s + home_s.T
+        ends = np.argmin(total_s, axis=1)
+        ends_s = np.min(total_s, axis=1)
+        found: list[tuple[Visit, ...]] = []
+        taken: set[int] = set()
+        for row in np.argsort(ends_s, kind="stable"):
+            if not ends_s[row] <= limit_s:
+                break
+            path = self._path(cover, origins, int(row), int(ends[row]))
+            places = {visit.place for visit in path}
+            if not places & taken:
+                taken |= places
+                found.append(path)
+        return found
+
+    def _path(
+        self, cover: Sequence[_Places], origins: Sequence[_Places], row: int, column: int
+    ) -> tuple[Visit, ...]:
+        end = self._layers
+        visits = []
+        for stretch in range(len(cover) - 1, 0, -1):
+            place = int(cover[stretch][column])
+            origin = int(origins[stretch - 1][row, column])
+            if origin < 0:
+                column = int(np.searchsorted(cover[stretch - 1], place))
+                continue
+            visits.append(Visit(place, self._cuts[stretch], end))
+            end = self._cuts[stretch]
+            column = origin
+        visits.append(Visit(int(cover[0][column]), 0, end))
+        return tuple(reversed(visits))
+
+    def _ways_s(self, sources: _Places, targets: _Places) -> _Floats:
+        """Half the round trips between them: the same bits as `Coordinate.rtt_s` gives."""
+        dx_s = self._x_s[sources][:, None] - self._x_s[targets]
+        dy_s = self._y_s[sources][:, None] - self._y_s[targets]
+        heights_s = self._height_s[sources][:, None]
+        return (np.sqrt(dx_s * dx_s + dy_s * dy_s) + heights_s + self._height_s[targets]) / 2
