@@ -43,13 +43,16 @@ class HopLimits:
 
 @dataclass(frozen=True)
 class HostedModel:
-    """What hops need to know of a model. `can_host`: whether a span is loaded or still may be."""
+    """What hops need to know of a model. `can_host`: whether a span is loaded or still may be.
+    `is_leaving`: whether some of it stays for those sessions alone that are here already.
+    """
 
     model: ModelId
     layers: int
     dim: int
     max_positions: int
     can_host: Callable[[Span], bool]
+    is_leaving: Callable[[Span], bool] = lambda _span: False
 
 
 @dataclass
@@ -222,19 +225,26 @@ class HopMachine:
         running = [one for key, one in self._hosted.items() if key.session == message.session]
         if any(one.opened.model != message.model for one in running):
             return "a session can't go over to another model"
-        if not running:
-            if message.model in self._retired:
-                return f"model {message.model[:12]} is being retired here"
-            if self.sessions >= self._limits.max_sessions:
-                return f"all {self._limits.max_sessions} sessions are taken"
-            own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
-            share = self._limits.max_sessions_of_one_owner
-            if self._is_crowded:
-                share = min(share, self._limits.max_sessions_when_full)
-            if len(own) >= share:
-                return f"one owner may hold {share} sessions" + " now" * self._is_crowded
+        if not running and (reason := self._objection_to_new(owner, model, span)):
+            return reason
         if not model.can_host(span):
             return f"layers {span} are not here and would not fit"
+        return ""
+
+    def _objection_to_new(self, owner: PeerId, model: HostedModel, span: Span) -> str:
+        """Why no session begins here that has no hop here yet."""
+        if model.model in self._retired:
+            return f"model {model.model[:12]} is being retired here"
+        if model.is_leaving(span):
+            return f"layers {span} are leaving this worker"
+        if self.sessions >= self._limits.max_sessions:
+            return f"all {self._limits.max_sessions} sessions are taken"
+        own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
+        share = self._limits.max_sessions_of_one_owner
+        if self._is_crowded:
+            share = min(share, self._limits.max_sessions_when_full)
+        if len(own) >= share:
+            return f"one owner may hold {share} sessions" + " now" * self._is_crowded
         return ""
 
     def _reopen(self, hosted: _Hosted, message: Open) -> list[Action]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from gennode.engine.contract import maximal_spans
 from gennode.engine.seam import ShardEngine, StepInput
-from gennode.errors import GennodeError, ResourceError
-from gennode.node.actions import CloseJob, Job, OpenJob, StepJob
+from gennode.errors import GennodeError, LocalError, ResourceError
+from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, StepJob
 from gennode.node.hop import MAX_SESSIONS, HostedModel
 from gennode.wire.activations import codec
 from gennode.wire.announcement import Hosting
+from gennode.wire.ids import Span
+
+MIN_SHARE = 0.01  # with less, a step of a second would be followed by minutes without one
 
 
 @dataclass
@@ -29,11 +34,27 @@ class Work:
         )
 
 
+@dataclass
+class Usage:
+    """What a worker's threads know of its layers: values are replaced whole, never changed.
+
+    `leaving`: layers that are loaded, but announced no longer. `sequences`: what is open.
+    `rested_s`: when the next step may begin, by `time.monotonic`.
+    """
+
+    leaving: frozenset[int] = frozenset()
+    sequences: Mapping[HopKey, Span] = field(default_factory=dict)
+    rested_s: float = 0.0
+
+
 @dataclass(frozen=True)
 class Worker:
     """What a peer needs to host layers of a model: one worker per model.
 
     `capacity_layers`: how many may be loaded in all. `max_positions`: the longest session.
+    `loads_on_request`: whether a session may ask for layers that are not loaded yet; not where
+    their weights have to be fetched first, which only moving does. `share`: of its time, how much a worker computes at most; after
+    a step of t seconds it rests for t (1/share - 1), so that its machine stays usable.
     """
 
     engine: ShardEngine
@@ -41,16 +62,25 @@ class Worker:
     capacity_layers: int
     max_positions: int = 32_768
     work: Work = field(default_factory=Work)
+    loads_on_request: bool = True
+    share: float = 1.0
+    usage: Usage = field(default_factory=Usage)
+    rest: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if not MIN_SHARE <= self.share <= 1:
+            raise LocalError(f"a share of {self.share:g} is not within {MIN_SHARE} and 1")
+
+    # -- what is announced --------------------------------------------------------------------
 
     def hosting(self) -> Hosting:
         """What to announce now; measures the engine the first time."""
-        profile, spans = self.engine.profile(), self.engine.spans()
-        loaded = sum(span.layers for span in spans)
+        profile = self.engine.profile()
         return Hosting(
             model=profile.model,
-            spans=spans,
-            spare_layers=max(0, min(self.capacity_layers, self.layers) - loaded),
-            layer_time_s=profile.layer_time_s,
+            spans=maximal_spans(_layers(*self.engine.spans()) - self.usage.leaving),
+            spare_layers=self._spare_layers() + sum(span.layers for span in self.leaving()),
+            layer_time_s=profile.layer_time_s / self.share,
             load_time_s=profile.load_time_s,
             max_sessions=MAX_SESSIONS,
             compute_class=profile.compute_class,
@@ -63,8 +93,47 @@ class Worker:
             layers=self.layers,
             dim=self.engine.dim,
             max_positions=self.max_positions,
-            can_host=lambda span: self.hosting().can_host(span),
+            can_host=self.can_host,
+            is_leaving=lambda span: bool(self.usage.leaving & _layers(span)),
         )
+
+    def can_host(self, span: Span) -> bool:
+        """Whether layers are loaded, be they leaving or not, or may be loaded on request."""
+        missing = len(_layers(span) - _layers(*self.engine.spans()))
+        return missing <= (self._spare_layers() if self.loads_on_request else 0)
+
+    def _spare_layers(self) -> int:
+        loaded = sum(span.layers for span in self.engine.spans())
+        return max(0, min(self.capacity_layers, self.layers) - loaded)
+
+    # -- moving -------------------------------------------------------------------------------
+
+    def withdraw(self, span: Span) -> None:
+        """Keep these layers for the sessions alone that are here already."""
+        self.usage.leaving |= _layers(span)
+
+    def restore(self, span: Span) -> None:
+        """Host layers again that were withdrawn."""
+        self.usage.leaving -= _layers(span)
+
+    def leaving(self) -> tuple[Span, ...]:
+        """What is loaded but withdrawn."""
+        return maximal_spans(self.usage.leaving & _layers(*self.engine.spans()))
+
+    def used_layers(self) -> frozenset[int]:
+        """The layers that open sequences go through."""
+        return _layers(*self.usage.sequences.values())
+
+    def unload(self, span: Span) -> None:
+        """Free the memory of layers, in the engine's thread. Sequences that use them are closed
+        first: their owners hear of it at the next step, and go elsewhere."""
+        for key, used in self.usage.sequences.items():
+            if _layers(used) & _layers(span):
+                self._close(key)
+        self.engine.unload(span)
+        self.restore(span)
+
+    # -- jobs ---------------------------------------------------------------------------------
 
     def attempt(self, job: Job) -> bytes | GennodeError:
         """Do one job; what went wrong is its outcome, for the session's owner to hear."""
@@ -76,17 +145,33 @@ class Worker:
             return ResourceError("out of memory")
 
     def _do(self, job: Job) -> bytes:
-        engine = self.engine
         if isinstance(job, OpenJob):
-            if not self.hosting().can_host(job.span):  # another session took the room meanwhile
+            if not self.can_host(job.span):  # another session took the room meanwhile
                 raise ResourceError(f"layers {job.span} no longer fit")
-            engine.load(job.span)
-            engine.open(job.key, job.span, job.max_positions)
+            self.engine.load(job.span)
+            self.engine.open(job.key, job.span, job.max_positions)
+            self.usage.sequences = {**self.usage.sequences, job.key: job.span}
             return b""
         if isinstance(job, CloseJob):
-            engine.close(job.key)
+            self._close(job.key)
             return b""
-        return self._step(job)
+        if job.key not in self.usage.sequences:
+            raise ResourceError("these layers have left this worker")
+        return self._rarely(job) if self.share < 1 else self._step(job)
+
+    def _close(self, key: HopKey) -> None:
+        self.engine.close(key)
+        self.usage.sequences = {one: s for one, s in self.usage.sequences.items() if one != key}
+
+    def _rarely(self, job: StepJob) -> bytes:
+        """A step no sooner than the one before allows: what nobody waits for is rested last."""
+        self.rest(max(0.0, self.usage.rested_s - time.monotonic()))
+        start_s = time.monotonic()
+        try:
+            return self._step(job)
+        finally:
+            end_s = time.monotonic()
+            self.usage.rested_s = end_s + (end_s - start_s) * (1 / self.share - 1)
 
     def _step(self, job: StepJob) -> bytes:
         wire, start_s = codec(job.codec), time.perf_counter()
@@ -99,3 +184,7 @@ class Worker:
         self.work.compute_s += computed_s - decoded_s
         self.work.codec_s += time.perf_counter() - computed_s + decoded_s - start_s
         return payload
+
+
+def _layers(*spans: Span) -> frozenset[int]:
+    return frozenset(layer for span in spans for layer in range(span.start, span.end))
