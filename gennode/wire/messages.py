@@ -10,6 +10,7 @@ from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.fields import CodecName, Counter, Model, Session, Text
 from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex
+from gennode.wire.proposal import ProposalId
 from gennode.wire.release import ReleaseName, ReleaseNumber
 from gennode.wire.signing import Signed
 
@@ -202,6 +203,33 @@ class Missing(Base, frozen=True):
     peer: BoundedPeerId
 
 
+class PlanDigest(Base, frozen=True):
+    """The plan that the sender follows for a model: its epoch, publisher and proposal.
+
+    `proposal` is the SHA-256 of what the publisher signed (`proposal.py`). Who follows none says
+    epoch 0, no publisher and zeros: it wants to hear of others'.
+    """
+
+    model: Model
+    epoch: Counter
+    publisher: BoundedPeerId
+    proposal: ProposalId
+
+
+class PlanWanted(Base, frozen=True):
+    """Send me the proposal that you told of."""
+
+    model: Model
+    proposal: ProposalId
+
+
+class PlanSent(Base, frozen=True):
+    """Answer to PlanWanted; the payload is the signed proposal, or empty: it is not here."""
+
+    model: Model
+    proposal: ProposalId
+
+
 class Close(Base, frozen=True):
     """Owner to hop: the session is over; forget it."""
 
@@ -223,6 +251,9 @@ Message = (
     | Pong
     | Probe
     | Echo
+    | PlanDigest
+    | PlanWanted
+    | PlanSent
     | Missing
     | Close
 )

@@ -30,6 +30,7 @@ spans = st.builds(
 )
 codecs = st.sampled_from(get_args(CodecName))
 rows = st.integers(0, words.MAX_STEP_ROWS)
+proposals = st.binary(min_size=32, max_size=32)
 attempts: dict[str, st.SearchStrategy[Any]] = {"session": sessions, "attempt": counters}
 
 
@@ -167,6 +168,15 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
             st.tuples(layers, st.integers(-1, 1 << 53), st.booleans()), words.MAX_ROUTE_HOPS
         ),
     ),
+    words.PlanDigest: st.builds(
+        words.PlanDigest,
+        model=models,
+        epoch=counters,
+        publisher=peers | st.just(""),
+        proposal=proposals,
+    ),
+    words.PlanWanted: st.builds(words.PlanWanted, model=models, proposal=proposals),
+    words.PlanSent: st.builds(words.PlanSent, model=models, proposal=proposals),
     words.Close: st.builds(words.Close, session=sessions),
 }
 messages: st.SearchStrategy[words.Message] = st.one_of(*BY_KIND.values())

@@ -41,6 +41,9 @@ VALID: dict[str, list[Any]] = {  # each message as it lies on the wire
     "Probe": [1],
     "Echo": [1, [0.1, -0.1, 0.01, 0.5]],
     "Missing": [PEER],
+    "PlanDigest": [MODEL, 7, PEER, bytes(32)],
+    "PlanWanted": [MODEL, bytes(32)],
+    "PlanSent": [MODEL, bytes(32)],
     "Close": [SESSION],
 }
 HUGE = 1 << 60
@@ -101,6 +104,13 @@ OUT_OF_BOUNDS: list[tuple[str, int, Any]] = [
     ("Pong", 2, [[0, -2, True]]),
     ("Pong", 2, [[0, HUGE, True]]),
     ("Pong", 2, [[0, 0, True]] * (words.MAX_ROUTE_HOPS + 1)),
+    ("PlanDigest", 0, "a" * 65),
+    ("PlanDigest", 1, -1),
+    ("PlanDigest", 1, HUGE),
+    ("PlanDigest", 2, "p" * 65),
+    ("PlanDigest", 3, bytes(31)),
+    ("PlanWanted", 1, bytes(33)),
+    ("PlanSent", 1, bytes(31)),
     ("Close", 0, None),
 ]
 
