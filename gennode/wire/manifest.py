@@ -15,10 +15,19 @@ MAX_MANIFEST_BYTES = 32 * 1024 * 1024  # 67 bytes per 4 MiB: two terabytes of we
 MAX_FILE_CHUNKS = 1 << 18  # files of 1 TiB; the largest published shards have some 50 GB
 
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+_Width = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
+_Experts = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 
 
-class ModelShape(msgspec.Struct, frozen=True):
-    """The sizes of a decoder that placement, memory and cost are computed from."""
+class ModelShape(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The sizes of a decoder that placement, memory and cost are computed from.
+
+    With `experts`, a token passes through `experts_used` of them, each a gated MLP of width
+    `expert_dim`, and through `shared_dim` more that all tokens share; `ffn_dim`, the width of
+    the MLP of a model without experts, then counts for nothing. `tied`: embedding and head are
+    one matrix. What has its default is left out of the encoding: models without experts keep
+    the ids that they had before there were any.
+    """
 
     architecture: Annotated[str, msgspec.Meta(max_length=64)]
     layers: LayerIndex
@@ -29,12 +38,58 @@ class ModelShape(msgspec.Struct, frozen=True):
     ffn_dim: _Size
     vocab: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     max_positions: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    experts: _Experts = 0
+    experts_used: _Experts = 0
+    expert_dim: _Width = 0
+    shared_dim: _Width = 0
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        if self.experts and not (0 < self.experts_used <= self.experts and self.expert_dim):
+            raise ValueError("experts that no token can use")
+        if not self.experts and (self.experts_used or self.expert_dim or self.shared_dim):
+            raise ValueError("sizes of experts without experts")
+
+    @property
+    def attention_parameters(self) -> int:
+        """Weights of one layer's attention: queries, keys, values and output.
+
+        Keys and values have `kv_heads` heads (grouped-query attention: Ainslie et al. 2023,
+        arXiv:2305.13245).
+        """
+        return self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Weights of one expert, a gated MLP (Shazeer 2020, arXiv:2002.05202); 0 without any."""
+        return 3 * self.dim * self.expert_dim
+
+    @property
+    def common_parameters(self) -> int:
+        """Weights of one layer that every token passes: all but the experts, with the router."""
+        dense_dim = self.shared_dim if self.experts else self.ffn_dim
+        mlp = 3 * self.dim * dense_dim + self.dim * self.experts
+        return self.attention_parameters + mlp + 2 * self.dim
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one transformer layer (attention, gated MLP, two norms)."""
-        attention = self.dim * self.head_dim * 2 * (self.heads + self.kv_heads)
-        return attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        """Weights of one transformer layer (attention, gated MLP or router and experts, norms)."""
+        return self.common_parameters + self.experts * self.expert_parameters
+
+    @property
+    def used_parameters(self) -> int:
+        """Weights of one layer that one token passes."""
+        return self.common_parameters + self.experts_used * self.expert_parameters
+
+    @property
+    def owner_parameters(self) -> int:
+        """Weights around the layers, which the owner holds: embedding, final norm and head."""
+        return (1 if self.tied else 2) * self.vocab * self.dim + self.dim
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the whole model."""
+        return self.layers * self.layer_parameters + self.owner_parameters
 
     @property
     def position_elements(self) -> int:
@@ -96,4 +151,6 @@ def parse_manifest(data: bytes, model: ModelId) -> Manifest:
     for file in manifest.files:
         if len(file.chunks) != -(-file.size_bytes // CHUNK_BYTES):
             raise RemoteError(f"a manifest's {file.name} has chunks that don't fit its size")
+    if manifest.canonical != data:  # what we make of it would go by another id
+        raise RemoteError("a manifest is not in its canonical encoding")
     return manifest

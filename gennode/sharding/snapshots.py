@@ -1,0 +1,186 @@
+"""What a plan depends on, drawn from what peers announce: bounded, and in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gennode.sharding.capacity import (
+    FLOAT32_BYTES,
+    PLANNED_POSITIONS,
+    PLANNED_SESSIONS,
+    SLOWEST_S,
+    demand_of,
+    hosting_bytes,
+    layer_cost,
+    layers_that_fit,
+    within,
+)
+from gennode.wire.announcement import Announcement, Hosting, Machine
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.manifest import ModelShape
+from gennode.wire.snapshot import MAX_SNAPSHOT_PEERS, Candidate, LayerCost, Snapshot
+
+# No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
+FASTEST_LAYER_S = 1e-6
+FASTEST_TOKEN_S = 1e-9  # a token in a pass with others, through the smallest layer
+MAX_UPLOAD_BYTES_PER_S = 1e12
+
+_MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
+_CLASS_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+def candidate_of(
+    announcement: Announcement,
+    model: ModelId,
+    shape: ModelShape,
+    *,
+    weight_bytes: float = FLOAT32_BYTES,
+    number_bytes: int = FLOAT32_BYTES,
+    positions: int = PLANNED_POSITIONS,
+) -> Candidate | None:
+    """What a peer would be worth for a model; None if it neither hosts nor offers to.
+
+    What the peer measured on this model is believed before what follows from its machine.
+    Claims are cut to what is possible, and room that the peer's own memory contradicts is not
+    counted. Never raises.
+    """
+    hosting = announcement.hosting_of(model)
+    if hosting is None:
+        return None
+    planned = min(positions, shape.max_positions)
+    held = _held(hosting, shape)
+    held_layers = sum(span.layers for span in held)
+    memory = _memory_bytes(announcement.machine, hosting, weight_bytes)
+    spare_layers = hosting.spare_layers
+    if memory:
+        fitting = layers_that_fit(
+            shape,
+            memory,
+            sessions=1,
+            positions=planned,
+            weight_bytes=weight_bytes,
+            number_bytes=number_bytes,
+        )
+        spare_layers = min(spare_layers, max(0, fitting - held_layers))
+    capacity = min(shape.layers, held_layers + spare_layers)
+    if not memory:
+        memory = hosting_bytes(
+            shape,
+            capacity,
+            sessions=PLANNED_SESSIONS,
+            positions=planned,
+            weight_bytes=weight_bytes,
+            number_bytes=number_bytes,
+        )
+    machine = announcement.machine or _UNMEASURED
+    upload = machine.upload_bytes_per_s
+    return Candidate(
+        peer=announcement.peer,
+        capacity_layers=capacity,
+        memory_bytes=min(memory, _MAX_MEMORY_BYTES),
+        max_sessions=hosting.max_sessions,
+        cost=_cost(announcement.machine, hosting, shape, weight_bytes, number_bytes, planned),
+        pass_s=within(machine.pass_s, 0.0, SLOWEST_S),
+        upload_bytes_per_s=within(upload, 1.0, MAX_UPLOAD_BYTES_PER_S) if upload > 0 else 0.0,
+        coordinate=machine.coordinate,
+        held=max(held, key=lambda span: (span.layers, -span.start), default=Span(0, 0)),
+        move_s=within(hosting.load_time_s, 0.0, SLOWEST_S),
+    )
+
+
+def snapshot_of(
+    announcements: Iterable[Announcement],
+    *,
+    model: ModelId,
+    shape: ModelShape,
+    epoch: int,
+    step_limit_s: float = 0.2,
+    weight_bytes: float = FLOAT32_BYTES,
+    number_bytes: int = FLOAT32_BYTES,
+    positions: int = PLANNED_POSITIONS,
+) -> Snapshot:
+    """The pool of a model: who hosts or offers to, in order of id.
+
+    Announcements may come in any order; of one peer's the one with the highest sequence counts.
+    Past as many peers as a snapshot holds, those with the highest ids are left out.
+    """
+    latest: dict[PeerId, Announcement] = {}
+    for one in announcements:
+        known = latest.get(one.peer)
+        if known is None or one.sequence > known.sequence:
+            latest[one.peer] = one
+    candidates = (
+        candidate_of(
+            latest[peer],
+            model,
+            shape,
+            weight_bytes=weight_bytes,
+            number_bytes=number_bytes,
+            positions=positions,
+        )
+        for peer in sorted(latest)
+    )
+    demand = demand_of(
+        shape,
+        weight_bytes=weight_bytes,
+        number_bytes=number_bytes,
+        positions=positions,
+        step_limit_s=step_limit_s,
+    )
+    peers = tuple(one for one in candidates if one is not None and one.capacity_layers)
+    return Snapshot(model=model, epoch=epoch, demand=demand, peers=peers[:MAX_SNAPSHOT_PEERS])
+
+
+_UNMEASURED = Machine(0, 0.0, 0.0, 0.0, 0.0, Coordinate())
+
+
+def _held(hosting: Hosting, shape: ModelShape) -> list[Span]:
+    """What a peer claims to hold of layers that there are; spans that touch are one."""
+    held: list[Span] = []
+    for span in hosting.spans:
+        start, end = span.start, min(span.end, shape.layers)
+        if held and start == held[-1].end < end:
+            held[-1] = Span(held[-1].start, end)
+        elif start < end:
+            held.append(Span(start, end))
+    return held
+
+
+def _memory_bytes(machine: Machine | None, hosting: Hosting, weight_bytes: float) -> int:
+    """What a peer gives, in the plan's formats; 0 if it does not say.
+
+    A peer with weights and caches half as wide as planned has room for twice as much.
+    """
+    if machine is None:
+        return 0
+    own_bytes = _CLASS_BYTES.get(hosting.compute_class.partition("-")[0], weight_bytes)
+    return max(0, int(machine.memory_bytes * (weight_bytes / own_bytes)))
+
+
+def _cost(
+    machine: Machine | None,
+    hosting: Hosting,
+    shape: ModelShape,
+    weight_bytes: float,
+    number_bytes: int,
+    positions: int,
+) -> LayerCost:
+    """What the peer measured; what follows from its machine if it did not."""
+    if machine is not None and not hosting.layer_time_s > 0:
+        own_bytes = _CLASS_BYTES.get(hosting.compute_class.partition("-")[0])
+        cost = layer_cost(
+            shape,
+            machine,
+            weight_bytes=own_bytes or weight_bytes,
+            number_bytes=own_bytes or number_bytes,
+            positions=positions,
+        )
+        claimed_s, further_s = cost.pass_s(1), cost.token_s
+    else:
+        claimed_s = hosting.layer_time_s
+        further_s = claimed_s if hosting.further_time_s is None else hosting.further_time_s
+    first_s = within(claimed_s, FASTEST_LAYER_S, SLOWEST_S)
+    # A further token never costs more than the first, but measurements waver.
+    token_s = within(further_s, FASTEST_TOKEN_S, first_s)
+    return LayerCost(fixed_s=first_s - token_s, token_s=token_s)
