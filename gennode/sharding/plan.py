@@ -2,77 +2,75 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
 
 from gennode.errors import LocalError
+from gennode.sharding import predict
+from gennode.sharding.fill import QUICKEST_S
+from gennode.sharding.groups import best_groups
+from gennode.sharding.pipeline import Group, Pool
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 
 # No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
 FASTEST_LAYER_S = 1e-6
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A peer that could host layers: how many at most, and its seconds per layer and token."""
-
-    peer: PeerId
-    capacity_layers: int
-    layer_time_s: float
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that a plan depends on. Peers are distinct; their order means nothing."""
-
-    version: int
-    layers: int
-    peers: tuple[Candidate, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """Which layers each peer should load.
 
-    `hosts`: peers in order of id with what they load; peers without capacity are left out.
+    `hosts`: peers in order of id with what they load; peers without room are left out.
     `pipelines`: disjoint chains that each cover the model, with the share each peer computes
-    when all are busy; it lies within what the peer loads.
+    when all are busy; it lies within what the peer loads. `rate_token_s`: tokens per second of
+    all pipelines together; `step_s`: a token's time around them at that rate, on average.
     `missing`: what the pool lacks for one full copy, in words; empty if it lacks nothing.
     """
 
-    version: int
+    epoch: int
     hosts: tuple[Hop, ...]
     pipelines: tuple[tuple[Hop, ...], ...]
+    rate_token_s: float
+    step_s: float
     missing: str
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes that tell two plans apart: SHA-256 over hosts and pipelines."""
+        return hashlib.sha256(msgspec.msgpack.encode((self.hosts, self.pipelines))).digest()
 
 
 def plan(snapshot: Snapshot) -> Plan:
-    """Place a pool: as many full pipelines as we find, then spare room to the weakest layers.
+    """Place a pool: the pipelines that are worth most together, then spare room where it helps.
 
-    A pipeline takes no more peers than it needs, since each costs a hop. Shares are
-    proportional to speed as far as capacity allows (`split`).
+    A pure function of the snapshot, blind to the order of its peers. Never raises: a pool that
+    lacks something hosts what it can, and `missing` says what it lacks.
     """
-    layers = snapshot.layers
-    usable = [peer for peer in snapshot.peers if peer.capacity_layers > 0 and layers > 0]
-    usable.sort(key=lambda peer: (-min(peer.capacity_layers, layers), peer.layer_time_s, peer.peer))
-    groups = _groups(layers, usable)
-    pipelines = tuple(_pipeline(layers, group) for group in groups)
+    demand = snapshot.demand
+    peers = sorted({one.peer: _bounded(one) for one in snapshot.peers}.values(), key=_by_id)
+    room = {one.peer: room_layers(one, demand) for one in peers}
+    usable = [one for one in peers if room[one.peer] and one.max_sessions]
+    pool = Pool(usable, demand)
+    groups = _searched(pool)
+    pipelines = tuple(sorted((pool.hops(group) for group in groups), key=lambda hops: hops[0].peer))
+    by_peer = {one.peer: one for one in peers}
+    rate, mean_s = _predicted(pipelines, by_peer, demand)
     shares = {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}
+    hosts, missing = _spread(peers, room, shares, demand)
+    return Plan(snapshot.epoch, hosts, pipelines, rate, mean_s, missing)
 
-    supply = [0.0] * layers
-    for peer in usable:
-        _add(supply, shares.get(peer.peer, Span(0, 0)), peer.layer_time_s)
-    hosts = []
-    for peer in sorted(usable, key=lambda peer: (peer.peer not in shares, peer.peer)):
-        share = shares.get(peer.peer, Span(0, 0))
-        span = _neediest_window(supply, peer.capacity_layers, share)
-        _add(supply, Span(span.start, min(share.start, span.end)), peer.layer_time_s)
-        _add(supply, Span(max(share.end, span.start), span.end), peer.layer_time_s)
-        hosts.append(Hop(peer.peer, span))
-    hosts.sort(key=lambda hop: hop.peer)
-    return Plan(snapshot.version, tuple(hosts), pipelines, _missing(supply))
+
+def room_layers(candidate: Candidate, demand: Demand) -> int:
+    """How many of a model's layers a machine has room for, caches aside."""
+    fits = candidate.memory_bytes // demand.layer_bytes
+    return max(0, min(candidate.capacity_layers, demand.layers, fits))
 
 
 def split(layers: int, speeds: Sequence[float], capacities: Sequence[int]) -> list[Span]:
@@ -134,48 +132,62 @@ def speed_of(layer_time_s: float) -> float:
     return 1 / max(layer_time_s, FASTEST_LAYER_S)
 
 
-def _groups(layers: int, usable: Sequence[Candidate]) -> list[list[Candidate]]:
-    """The most disjoint groups, each able to hold the model, that dealing out by size finds."""
-    if layers <= 0:
-        return []
-    found: list[list[Candidate]] = []
-    total = sum(min(peer.capacity_layers, layers) for peer in usable)
-    low, high = 0, total // layers
-    while low < high:
-        count = (low + high + 1) // 2
-        groups = _dealt(layers, usable, count)
-        if groups is None:
-            high = count - 1
+def _by_id(candidate: Candidate) -> PeerId:
+    return candidate.peer
+
+
+def _bounded(one: Candidate) -> Candidate:
+    cost = LayerCost(max(QUICKEST_S, one.cost.fixed_s), max(QUICKEST_S, one.cost.token_s))
+    return msgspec.structs.replace(one, cost=cost)
+
+
+def _searched(pool: Pool) -> list[Group]:
+    search = best_groups(pool, range(len(pool.candidates)))
+    try:
+        while True:
+            pool.judge(next(search))
+    except StopIteration as found:
+        groups: list[Group] = found.value
+        return groups
+
+
+def _predicted(
+    pipelines: Sequence[Sequence[Hop]], by_peer: Mapping[PeerId, Candidate], demand: Demand
+) -> tuple[float, float]:
+    """Tokens per second of all pipelines, and the mean time of a token."""
+    total = busy = 0.0
+    for pipeline in pipelines:
+        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
+        idle_s = predict.step_s(stages, demand, 0.0)
+        limit_s = demand.step_limit_s
+        if idle_s >= limit_s:
+            limit_s = predict.LATE_FACTOR * idle_s
+        rate = predict.best_rate(stages, demand, limit_s)
+        total += rate
+        busy += rate * predict.step_s(stages, demand, rate)
+    return total, busy / total if total > 0 else 0.0
+
+
+def _spread(
+    peers: Sequence[Candidate],
+    room: Mapping[PeerId, int],
+    shares: Mapping[PeerId, Span],
+    demand: Demand,
+) -> tuple[tuple[Hop, ...], str]:
+    """What everybody loads: their shares, and whom no pipeline took the weakest layers."""
+    supply = [0.0] * demand.layers
+    hosts = []
+    for one in sorted(peers, key=lambda one: (one.peer not in shares, one.peer)):
+        if span := shares.get(one.peer):
+            hosts.append(Hop(one.peer, span))
+        elif room[one.peer]:
+            span = _neediest_window(supply, room[one.peer], Span(0, 0))
+            hosts.append(Hop(one.peer, span))
         else:
-            low, found = count, groups
-    return found
-
-
-def _dealt(layers: int, usable: Sequence[Candidate], count: int) -> list[list[Candidate]] | None:
-    """Deal peers, largest first, to the group that holds least, until all `count` are full.
-
-    The most groups are NP-hard to find (bin covering). This rule finds one whenever there is
-    one; 300 random pools of 4 to 12 peers got 494 pipelines of the 502 possible.
-    None if some group stays short.
-    """
-    groups: list[list[Candidate]] = [[] for _ in range(count)]
-    heap = [(0, index) for index in range(count)]
-    for peer in usable:
-        held, index = heap[0]
-        if held >= layers:
-            break
-        groups[index].append(peer)
-        heapq.heapreplace(heap, (held + min(peer.capacity_layers, layers), index))
-    return groups if heap[0][0] >= layers else None
-
-
-def _pipeline(layers: int, group: Sequence[Candidate]) -> tuple[Hop, ...]:
-    spans = split(
-        layers,
-        [speed_of(peer.layer_time_s) for peer in group],
-        [peer.capacity_layers for peer in group],
-    )
-    return tuple(Hop(peer.peer, span) for peer, span in zip(group, spans, strict=True))
+            continue
+        _add(supply, span, one.cost.fixed_s + one.cost.token_s)
+    hosts.sort(key=lambda hop: hop.peer)
+    return tuple(hosts), _missing(supply)
 
 
 def _add(supply: list[float], span: Span, layer_time_s: float) -> None:

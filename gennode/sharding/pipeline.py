@@ -1,0 +1,161 @@
+"""One pipeline: the order of its machines around the ring, and which layers each computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gennode.sharding.fill import Columns, columns, judge
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.ids import Hop, Span
+from gennode.wire.snapshot import Candidate, Demand
+
+Group = tuple[int, ...]
+"""Machines of one pipeline: indices into the pool, rising."""
+
+# Rings longer than this are only ordered along a curve: improving them is quadratic.
+MAX_IMPROVED_RING = 24
+RING_ROUNDS = 3
+_CURVE_LEVELS = 16
+_CURVE_CELLS = 1 << _CURVE_LEVELS
+_AXIS_S = 10.0
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A pipeline: its machines in ring order, what it is worth and the layers of each.
+
+    `worth` is below 0 if the machines can't hold the model.
+    """
+
+    ring: Group
+    worth: float
+    layers: tuple[int, ...]
+
+
+NOTHING = Judged((), -1.0, ())
+
+
+class Pool:
+    """Machines that could host layers, and what groups of them would be worth.
+
+    Remembers what it has judged; `evaluations` counts what was not known.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], demand: Demand) -> None:
+        self.candidates = candidates
+        self.demand = demand
+        self.evaluations = 0
+        self._columns: Columns = columns(candidates, demand)
+        self.capacity = [int(layers) for layers in self._columns.capacity[:-1]]
+        self.curve = [curve_index(one.coordinate) for one in candidates]
+        self._known: dict[Group, Judged] = {(): NOTHING}
+
+    def holds(self, group: Iterable[int]) -> bool:
+        """Whether the machines have room for the model and one session's caches."""
+        return sum(self.capacity[index] for index in group) >= self.demand.layers
+
+    def judged(self, group: Group) -> Judged:
+        """What is known of a group that was asked for."""
+        return self._known[group]
+
+    def worth(self, group: Group) -> float:
+        """What a group that was asked for is worth; 0 if it can't hold the model."""
+        return max(0.0, self._known[group].worth)
+
+    def judge(self, groups: Iterable[Group]) -> None:
+        """Find out what groups are worth, all at once."""
+        lines, ways_s, wanted = [], [], []
+        for group in dict.fromkeys(groups):
+            if group in self._known:
+                continue
+            if len(group) > self.demand.layers or not self.holds(group):
+                self._known[group] = NOTHING
+                continue
+            ring, way_s = self.ring(group)
+            wanted.append(group)
+            lines.append(ring)
+            ways_s.append(way_s)
+        self.evaluations += len(wanted)
+        worths, splits = judge(self._columns, lines, ways_s)
+        for group, line, worth, split in zip(wanted, lines, worths, splits, strict=True):
+            self._known[group] = Judged(line, worth, tuple(split[: len(line)]))
+
+    def ring(self, group: Group) -> tuple[Group, float]:
+        """A short way around the machines, and half of its round trips in seconds.
+
+        Along a space-filling curve (Platzman and Bartholdi, "Spacefilling curves and the planar
+        travelling salesman problem", Journal of the ACM 36, 1989), then 2-opt.
+        """
+        order = sorted(group, key=lambda index: (self.curve[index], index))
+        if len(order) < 2:
+            return tuple(order), 0.0
+        places = [self.candidates[index].coordinate for index in order]
+        if 3 < len(order) <= MAX_IMPROVED_RING:
+            way = _improved(places)
+            order, places = [order[at] for at in way], [places[at] for at in way]
+        way_s = 0.0
+        for at, place in enumerate(places):
+            way_s += places[at - 1].rtt_s(place) / 2
+        return tuple(order), way_s
+
+    def hops(self, group: Group) -> tuple[Hop, ...]:
+        """The pipeline of a group; it begins where machines keep most of what they hold."""
+        found = self._known[group]
+        best: tuple[int, str] | None = None
+        hops: tuple[Hop, ...] = ()
+        pairs = list(zip(found.ring, found.layers, strict=True))
+        for way in (pairs, pairs[::-1]):
+            for first in range(len(way)):
+                laid, kept = self._laid([*way[first:], *way[:first]])
+                rank = (-kept, laid[0].peer)
+                if best is None or rank < best:
+                    best, hops = rank, laid
+        return hops
+
+    def _laid(self, stages: Sequence[tuple[int, int]]) -> tuple[tuple[Hop, ...], int]:
+        hops, end, kept = [], 0, 0
+        for index, layers in stages:
+            span = Span(end, end + layers)
+            one = self.candidates[index]
+            hops.append(Hop(one.peer, span))
+            kept += max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
+            end = span.end
+        return tuple(hops), kept
+
+
+def _improved(places: Sequence[Coordinate]) -> list[int]:
+    """The order of a ring after 2-opt: two links are crossed over while that is shorter."""
+    count = len(places)
+    far = [[one.rtt_s(other) for other in places] for one in places]
+    way = list(range(count))
+    for _ in range(RING_ROUNDS):
+        changed = False
+        for first in range(count - 2):
+            for last in range(first + 2, count - (first == 0)):
+                one, two = way[first], way[first + 1]
+                three, four = way[last], way[(last + 1) % count]
+                if far[one][three] + far[two][four] + 1e-12 < far[one][two] + far[three][four]:
+                    way[first + 1 : last + 1] = way[first + 1 : last + 1][::-1]
+                    changed = True
+        if not changed:
+            break
+    return way
+
+
+def curve_index(place: Coordinate) -> int:
+    """Where a point lies along Hilbert's curve, which keeps neighbours together."""
+    x, y = (
+        min(_CURVE_CELLS - 1, max(0, int((value_s + _AXIS_S) / (2 * _AXIS_S) * _CURVE_CELLS)))
+        for value_s in (place.x_s, place.y_s)
+    )
+    index, side = 0, _CURVE_CELLS // 2
+    while side:
+        right, up = int(x & side > 0), int(y & side > 0)
+        index += side * side * ((3 * right) ^ up)
+        if not up:
+            if right:
+                x, y = _CURVE_CELLS - 1 - x, _CURVE_CELLS - 1 - y
+            x, y = y, x
+        side //= 2
+    return index
