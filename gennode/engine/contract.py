@@ -36,6 +36,14 @@ def check_open(span: Span, loaded: tuple[Span, ...], max_positions: int) -> None
         raise LocalError(f"a sequence of at most {max_positions} positions holds nothing")
 
 
+def check_unload(span: Span, layers: int, open_spans: Iterable[Span]) -> None:
+    """LocalError unless `span` is one of the model's that no open sequence needs."""
+    check_span(span, layers)
+    for used in open_spans:
+        if used.start < span.end and span.start < used.end:
+            raise LocalError(f"layers {span} can't be dropped: a sequence runs over {used}")
+
+
 def check_step(item: StepInput, length: int, max_positions: int, dim: int) -> None:
     """LocalError unless the step continues (or rewinds) its sequence, in the right shape."""
     states = item.states

@@ -42,6 +42,8 @@ class Profile:
     """Seconds that one layer takes for one token."""
     load_time_s: float
     """Seconds that loading one more layer takes."""
+    further_time_s: float
+    """Seconds that each further token of a step, of another sequence, adds per layer."""
 
 
 class ShardEngine(Protocol):
@@ -66,6 +68,9 @@ class ShardEngine(Protocol):
 
         `progress` is told (layers done, layers in all).
         """
+
+    def unload(self, span: Span) -> None:
+        """Free what is loaded of `span`; LocalError if a sequence that is open runs over it."""
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
         """Begin a sequence over loaded layers, or empty it if it exists already."""

@@ -16,6 +16,7 @@ from gennode.engine.contract import (
     check_span,
     check_step,
     check_truncate,
+    check_unload,
     maximal_spans,
 )
 from gennode.engine.model import (
@@ -44,6 +45,8 @@ _MEMORY_BOUND_ROWS = 4
 
 PROFILE_POSITIONS = 64  # a short prompt: what a token costs is nearly all weights there
 PROFILE_STEPS = 9
+PROFILE_BATCH = 3  # sequences in a step, to see what the second and later ones add
+PROFILE_BYTES = 256 * 1024**2  # of weights, for that: more than processors keep at hand
 _WARM_UP_STEPS = 2
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -138,6 +141,13 @@ class LlamaShard:
             if progress is not None:
                 progress(index + 1 - span.start, span.layers)
 
+    def unload(self, span: Span) -> None:
+        """Free what is loaded of `span`; LocalError if a sequence that is open runs over it."""
+        spans = (each.span for each in self._sequences.values())
+        check_unload(span, self._config.num_hidden_layers, spans)
+        for index in range(span.start, span.end):
+            self._layers.pop(index, None)
+
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
         """Begin a sequence over loaded layers, or empty it if it exists already."""
         check_open(span, self.spans(), max_positions)
@@ -231,30 +241,46 @@ class LlamaShard:
     def profile(self) -> Profile:
         """Measure (once) and report; at least one layer must be loaded."""
         if self._profile is None:
+            span = max(self.spans(), key=lambda span: span.layers, default=None)
+            if span is None:
+                raise LocalError("there is nothing to measure before a layer is loaded")
             self._profile = Profile(
                 model=self.model,
                 compute_class=self.compute_class,
-                layer_time_s=self._measure_layer_time_s(),
+                layer_time_s=self._measure_step_s(span, sequences=1) / span.layers,
                 load_time_s=statistics.median(self._load_time_s),
+                further_time_s=self._measure_further_s(span),
             )
         return self._profile
 
-    def _measure_layer_time_s(self) -> float:
-        """The median of some one-token steps over the longest loaded span, per layer."""
-        span = max(self.spans(), key=lambda span: span.layers, default=None)
-        if span is None:
-            raise LocalError("there is nothing to measure before a layer is loaded")
-        scratch = object()
+    def _measure_further_s(self, span: Span) -> float:
+        """What each sequence after the first adds to a step, per layer; over part of the span."""
+        layer_bytes = self._config.shape.layer_parameters * self._dtype.itemsize
+        layers = min(span.layers, 1 + PROFILE_BYTES // layer_bytes)
+        part = Span(span.start, span.start + layers)
+        alone_s = self._measure_step_s(part, sequences=1)
+        together_s = self._measure_step_s(part, sequences=PROFILE_BATCH)
+        return max(0.0, together_s - alone_s) / (PROFILE_BATCH - 1) / layers
+
+    def _measure_step_s(self, span: Span, sequences: int) -> float:
+        """The median of some steps with one token of each sequence, after a short prompt."""
         steps = _WARM_UP_STEPS + PROFILE_STEPS
-        self.open(scratch, span, PROFILE_POSITIONS + steps)
-        self.step([StepInput(scratch, 0, np.zeros((PROFILE_POSITIONS, self.dim), np.float32))])
+        scratch = [object() for _ in range(sequences)]
         times_s = []
-        for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps):
-            start_s = time.perf_counter()
-            self.step([StepInput(scratch, position, np.zeros((1, self.dim), np.float32))])
-            times_s.append(time.perf_counter() - start_s)
-        self.close(scratch)
-        return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
+        try:
+            for one in scratch:
+                self.open(one, span, PROFILE_POSITIONS + steps)
+                prompt = np.zeros((PROFILE_POSITIONS, self.dim), np.float32)
+                self.step([StepInput(one, 0, prompt)])
+            for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps):
+                token = np.zeros((1, self.dim), np.float32)
+                start_s = time.perf_counter()
+                self.step([StepInput(one, position, token) for one in scratch])
+                times_s.append(time.perf_counter() - start_s)
+        finally:
+            for one in scratch:
+                self.close(one)
+        return statistics.median(times_s[_WARM_UP_STEPS:])
 
 
 def _out_of_memory(what: str, error: Exception) -> Exception:

@@ -18,6 +18,7 @@ from gennode.engine.contract import (
     check_span,
     check_step,
     check_truncate,
+    check_unload,
     maximal_spans,
 )
 from gennode.engine.seam import Logits, Profile, States, StepInput
@@ -86,11 +87,18 @@ class ToyShard:
     """A ShardEngine that takes microseconds; the times it claims are arguments."""
 
     def __init__(
-        self, manifest: Manifest, *, layer_time_s: float = 1e-3, load_time_s: float = 1e-2
+        self,
+        manifest: Manifest,
+        *,
+        layer_time_s: float = 1e-3,
+        load_time_s: float = 1e-2,
+        further_time_s: float | None = None,
     ) -> None:
+        """`further_time_s` None: a further token takes as long as the first."""
         self._manifest = manifest
         self._layer_time_s = layer_time_s
         self._load_time_s = load_time_s
+        self._further_time_s = layer_time_s if further_time_s is None else further_time_s
         self._loaded: frozenset[int] = frozenset()
         self._sequences: dict[Hashable, _Sequence] = {}
 
@@ -114,6 +122,12 @@ class ToyShard:
         self._loaded |= frozenset(range(span.start, span.end))
         if progress is not None:
             progress(span.layers, span.layers)
+
+    def unload(self, span: Span) -> None:
+        """Have the layers of `span` no longer."""
+        spans = (each.span for each in self._sequences.values())
+        check_unload(span, self._manifest.shape.layers, spans)
+        self._loaded -= frozenset(range(span.start, span.end))
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
         """Begin a sequence over loaded layers, or empty it if it exists already."""
@@ -173,7 +187,13 @@ class ToyShard:
 
     def profile(self) -> Profile:
         """The times that this toy was told to claim."""
-        return Profile(self.model, "toy", self._layer_time_s, self._load_time_s)
+        return Profile(
+            model=self.model,
+            compute_class="toy",
+            layer_time_s=self._layer_time_s,
+            load_time_s=self._load_time_s,
+            further_time_s=self._further_time_s,
+        )
 
 
 class ToyOwner:

@@ -131,6 +131,8 @@ def test_the_contract_is_that_of_the_real_engine(shard: ToyShard) -> None:
     for misuse in (
         lambda: shard.open("t", Span(3, 9), 8),
         lambda: shard.load(Span(3, 9)),
+        lambda: shard.unload(Span(3, 9)),
+        lambda: shard.unload(Span(2, 4)),
         lambda: shard.step([StepInput("t", 0, rows)]),
         lambda: shard.step([StepInput("s", 1, rows)]),
         lambda: shard.step([StepInput("s", 0, np.zeros((3, TOY_DIM), dtype=np.float32))]),
@@ -141,7 +143,17 @@ def test_the_contract_is_that_of_the_real_engine(shard: ToyShard) -> None:
     shard.close("s")
     shard.close("s")
     assert shard.spans() == (Span(0, LAYERS),)
-    assert shard.profile().compute_class == "toy"
+    shard.unload(Span(2, 4))
+    assert shard.spans() == (Span(0, 2), Span(4, LAYERS))
+    with pytest.raises(LocalError):
+        shard.open("s", Span(1, 3), 2)
+
+
+def test_a_toy_claims_what_it_was_told() -> None:
+    profile = ToyShard(MANIFEST, layer_time_s=3.0, further_time_s=1.0).profile()
+    assert profile.compute_class == "toy"
+    assert (profile.layer_time_s, profile.further_time_s) == (3.0, 1.0)
+    assert ToyShard(MANIFEST, layer_time_s=3.0).profile().further_time_s == 3.0
 
 
 def test_text_and_tokens(shard: ToyShard) -> None:
