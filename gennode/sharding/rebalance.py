@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -58,17 +59,25 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
     return _neediest_window(counts, supply, width, Span(0, 0))
 
 
-def next_move(snapshot: Snapshot, *, without: frozenset[PeerId] = frozenset()) -> Move | None:
+def next_move(
+    snapshot: Snapshot,
+    *,
+    without: frozenset[PeerId] = frozenset(),
+    beside: Iterable[Span] = (),
+) -> Move | None:
     """The one move that is due because nobody holds some layers; None if none is, or can help.
 
     Whoever moves closes as much of the gaps as one peer can, and gives up no layer of which it
     holds the only copy. Among those that close as many layers the first is who gives up nothing
     at all, then who has loaded soonest, then who computes soonest, then the lowest id. All who
     know of the same peers name the same one. `without`: peers that were named and did not move.
+    `beside`: what peers hold beside the one span that a snapshot tells of.
     """
     demand = snapshot.demand
     hosts = _hosts(snapshot)
     counts = _counts(hosts, demand.layers)
+    for span in beside:
+        counts[span.start : span.end] += 1
     gaps = _runs(counts == 0)
     if not gaps:
         return None
@@ -84,13 +93,45 @@ def next_move(snapshot: Snapshot, *, without: frozenset[PeerId] = frozenset()) -
     if best is None:
         return None
     _, peer, span = best
-    named = ", ".join(str(gap) for gap in gaps)
+    named = ", ".join(str(gap) for gap in gaps[:MAX_GAPS])
     return Move(peer, span, f"nobody holds layers {named}")
+
+
+def next_moves(
+    snapshot: Snapshot,
+    *,
+    without: frozenset[PeerId] = frozenset(),
+    beside: Iterable[Span] = (),
+) -> tuple[Move, ...]:
+    """The moves that close all gaps that can be closed, of different peers, one after the other.
+
+    Each is the `next_move` of what is held once those before it are done. They can be made side
+    by side, if nobody lets go of a layer before another really holds it.
+    """
+    moves: list[Move] = []
+    beside = tuple(beside)
+    while len(moves) < MAX_GAPS:
+        moved = without | {move.peer for move in moves}
+        move = next_move(snapshot, without=moved, beside=beside)
+        if move is None:
+            break
+        moves.append(move)
+        snapshot = _after(snapshot, move)
+    return tuple(moves)
 
 
 def uncovered(snapshot: Snapshot) -> tuple[Span, ...]:
     """The layers that nobody holds, as maximal spans."""
     return tuple(_runs(_counts(_hosts(snapshot), snapshot.demand.layers) == 0))
+
+
+def _after(snapshot: Snapshot, move: Move) -> Snapshot:
+    """What is held once a peer has moved."""
+    peers = tuple(
+        msgspec.structs.replace(one, held=move.span) if one.peer == move.peer else one
+        for one in snapshot.peers
+    )
+    return msgspec.structs.replace(snapshot, peers=peers)
 
 
 # -- supply -----------------------------------------------------------------------------------
