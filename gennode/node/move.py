@@ -19,9 +19,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gennode.engine.contract import maximal_spans
+from gennode.node.worker import Worker
 from gennode.sharding.rebalance import next_moves
+from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.manifest import ModelShape
 from gennode.wire.snapshot import Snapshot
 
 SETTLE_S = 5.0  # longer than an announcement takes to reach everybody
@@ -59,6 +62,37 @@ class View:
     leaving: Layers
     used: Layers
     capacity_layers: int
+
+
+class Pool:
+    """A model's snapshot, drawn anew only when what peers announce has changed."""
+
+    def __init__(self, model: ModelId, shape: ModelShape) -> None:
+        self._model, self._shape = model, shape
+        self._live: tuple[Announcement, ...] = ()
+        self._snapshot: Snapshot | None = None
+
+    def snapshot(self, live: tuple[Announcement, ...]) -> Snapshot:
+        """What these announcements come to. `epoch` is 0: it is nobody's but ours."""
+        if self._snapshot is None or live != self._live:
+            self._live = live
+            self._snapshot = snapshot_of(live, model=self._model, shape=self._shape, epoch=0)
+        return self._snapshot
+
+
+def view_of(
+    worker: Worker, snapshot: Snapshot, live: Sequence[Announcement], plan: Sequence[Hop]
+) -> View:
+    """What a worker's move depends on now."""
+    return View(
+        snapshot=snapshot,
+        live=live,
+        plan=plan,
+        loaded=_layers(*worker.engine.spans()),
+        leaving=_layers(*worker.leaving()),
+        used=worker.used_layers(),
+        capacity_layers=worker.capacity_layers,
+    )
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ class Worker:
 
     `capacity_layers`: how many may be loaded in all. `max_positions`: the longest session.
     `loads_on_request`: whether a session may ask for layers that are not loaded yet; not where
-    their weights have to be fetched first, which only moving does. `share`: of its time, how much a worker computes at most; after
-    a step of t seconds it rests for t (1/share - 1), so that its machine stays usable.
+    their weights have to be fetched first, which only moving does. `share`: of its time, how
+    much a worker computes at most; after a step of t seconds it rests for t (1/share - 1), so
+    that its machine stays usable.
     """
 
     engine: ShardEngine
@@ -84,6 +85,7 @@ class Worker:
             load_time_s=profile.load_time_s,
             max_sessions=MAX_SESSIONS,
             compute_class=profile.compute_class,
+            further_time_s=profile.further_time_s / self.share,
         )
 
     def terms(self) -> HostedModel:
