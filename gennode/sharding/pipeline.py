@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gennode.sharding.fill import Columns, columns, judge
+from gennode.sharding.fill import judge
+from gennode.sharding.rows import Array, facts_of
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import Hop, Span
 from gennode.wire.snapshot import Candidate, Demand
@@ -46,8 +47,8 @@ class Pool:
         self.candidates = candidates
         self.demand = demand
         self.evaluations = 0
-        self._columns: Columns = columns(candidates, demand)
-        self.capacity = [int(layers) for layers in self._columns.capacity[:-1]]
+        self._facts: Array = facts_of(candidates, demand)
+        self.capacity = [int(layers) for layers in self._facts[4, :-1]]
         self.curve = [curve_index(one.coordinate) for one in candidates]
         self._known: dict[Group, Judged] = {(): NOTHING}
 
@@ -77,7 +78,7 @@ class Pool:
             lines.append(ring)
             ways_s.append(way_s)
         self.evaluations += len(wanted)
-        worths, splits = judge(self._columns, lines, ways_s)
+        worths, splits = judge(self._facts, self.demand, lines, ways_s)
         for group, line, worth, split in zip(wanted, lines, worths, splits, strict=True):
             self._known[group] = Judged(line, worth, tuple(split[: len(line)]))
 

@@ -12,9 +12,9 @@ import msgspec
 
 from gennode.errors import LocalError
 from gennode.sharding import predict
-from gennode.sharding.fill import QUICKEST_S
 from gennode.sharding.groups import best_groups
 from gennode.sharding.pipeline import Group, Pool
+from gennode.sharding.rows import QUICKEST_S
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
