@@ -11,6 +11,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 
 import msgspec
@@ -40,7 +41,7 @@ class ToyPlan:
 
     hosts: tuple[Hop, ...]
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         return hashlib.sha256(msgspec.msgpack.encode(self.hosts)).digest()
 
@@ -131,9 +132,10 @@ class Planner:
     refused: list[Refused] = field(default_factory=list)
 
     @property
-    def plan(self) -> bytes:
-        """Digest of the plan that it follows; empty if none."""
-        return self.machine.current[0].digest if self.machine.current else b""
+    def plan(self) -> tuple[PeerId, int, bytes] | None:
+        """Whose plan it follows, of which epoch, and which."""
+        last = self.accepted[-1][1] if self.accepted else None
+        return (last.publisher, last.epoch, last.plan.digest) if last else None
 
 
 class Planners:
@@ -146,8 +148,8 @@ class Planners:
         self.start_s = start_s  # since 1970
         self.now_s = 0.0
         self.planners: dict[PeerId, Planner] = {}
-        self.groups: dict[PeerId, int] = {}
-        """Peers of different groups can't reach each other."""
+        self._groups: dict[PeerId, int] = {}
+        self._is_news = True
         self.hostile: dict[PeerId, Callable[[PeerId, PlanMessage, bytes], None]] = {}
         """Those that do as they like with what they are sent."""
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -191,10 +193,27 @@ class Planners:
         def arrive() -> None:
             known = planner.view.get(announcement.peer)
             is_alive = self.planners[announcement.peer].is_alive
+            is_cut = not self._reach(announcement.peer, planner.machine.peer)
+            if is_cut:
+                return
             if is_alive and (known is None or known.sequence < announcement.sequence):
                 planner.view[announcement.peer] = announcement
 
         self.after(self.rng.uniform(0, self.weather.news_s), arrive)
+
+    def split(self, groups: dict[PeerId, int]) -> None:
+        """Let peers of different groups reach each other no more."""
+        self._groups = groups
+
+    def join_up(self) -> None:
+        """Undo a split; what either side missed comes soon."""
+        self._groups = {}
+        for one in self.planners.values():
+            for planner in self.planners.values():
+                self._tell(planner, one.announcement)
+
+    def _reach(self, one: PeerId, other: PeerId) -> bool:
+        return self._groups.get(one, 0) == self._groups.get(other, 0)
 
     def live(self) -> list[Planner]:
         """All who are there and behave."""
@@ -211,10 +230,15 @@ class Planners:
         heapq.heappush(self._events, (self.now_s + delay_s, next(self._order), event))
 
     def run(self, until_s: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Let events happen until a time, or until something holds."""
-        while self._events and self._events[0][0] <= until_s and not done():
+        """Let events happen until a time, or until somebody accepts a plan and something holds."""
+        self._is_news = True
+        while self._events and self._events[0][0] <= until_s:
+            if self._is_news and done():
+                return
+            self._is_news = False
             self.now_s, _, event = heapq.heappop(self._events)
             event()
+        self.now_s = until_s
 
     def _tick(self, peer: PeerId) -> None:
         one = self.planners[peer]
@@ -241,6 +265,7 @@ class Planners:
                     self.after(delay_s, lambda job=action: self._judged(peer, job))  # type: ignore[misc]
                 case Accepted():
                     one.accepted.append((self.now_s, action))
+                    self._is_news = True
                 case Refused():
                     one.refused.append(action)
 
@@ -251,8 +276,7 @@ class Planners:
 
     def send(self, sender: PeerId, target: PeerId, message: PlanMessage, payload: bytes) -> None:
         """Send something from anybody to anybody; it may be lost."""
-        is_cut = self.groups.get(sender, 0) != self.groups.get(target, 0)
-        if not is_cut and self.rng.random() >= self.weather.loss:
+        if self._reach(sender, target) and self.rng.random() >= self.weather.loss:
             delay_s = self.rng.uniform(*self.weather.delay_s)
             self.after(delay_s, lambda: self._arrive(sender, target, message, payload))
 
