@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,8 +29,12 @@ def worker(
     load_time_s: float = 1.0,
     sessions: int = 0,
     model: ModelId = MODEL,
+    further_time_s: float | None = None,
+    price: int = 0,
 ) -> Announcement:
-    hosting = Hosting(model, tuple(spans), spare, layer_time_s, load_time_s, 4, "")
+    hosting = Hosting(
+        model, tuple(spans), spare, layer_time_s, load_time_s, 4, "", further_time_s, price
+    )
     return Announcement(PeerId(name), 1, 0, 30.0, (hosting,), sessions, False, "unknown", ())
 
 
@@ -87,6 +92,16 @@ def links(seed: int) -> LinkTime:
     return lambda here, there: times_s[here, there]
 
 
+def layer_s(one: Announcement, swarm: Iterable[Announcement]) -> float:
+    """A token's time per layer at a worker, with those in line before it."""
+    depth = max((span.end for other in swarm for span in hosted(other).spans), default=1)
+    layers = sum(span.layers for span in hosted(one).spans)
+    in_line = one.sessions * min(1.0, 1.5 * max(1, layers) / depth)
+    further_s = hosted(one).further_time_s
+    alone_s = hosted(one).layer_time_s
+    return alone_s + in_line * (alone_s if further_s is None else further_s)
+
+
 def cost_s(
     chain: list[PeerId], start: int, swarm: dict[PeerId, Announcement], link_time_s: LinkTime
 ) -> float:
@@ -99,7 +114,7 @@ def cost_s(
             return math.inf
         if before != peer:
             total_s += link_time_s(before, peer)
-        total_s += hosted(one).layer_time_s * (1 + one.sessions / hosted(one).max_sessions)
+        total_s += layer_s(one, swarm.values())
         if not any(span.covers(Span(layer, layer + 1)) for span in hosted(one).spans):
             loaded[peer] += 1
             total_s += hosted(one).load_time_s * LOAD_WEIGHT
@@ -202,6 +217,21 @@ def test_busier_workers_count_as_slower() -> None:
     route = routed([busy, idle])
     assert route.hops[0].peer == "b"
     assert math.isclose(route.step_time_s, 5 * 0.017 + 2 * 0.001)
+
+
+def test_a_further_token_in_a_pass_takes_what_is_announced() -> None:
+    serial = worker("a", [WHOLE], layer_time_s=0.010, sessions=3)
+    batching = worker("b", [WHOLE], layer_time_s=0.011, further_time_s=0.001, sessions=3)
+    route = routed([serial, batching])
+    assert route.hops[0].peer == "b"
+    assert math.isclose(route.step_time_s, 5 * (0.011 + 3 * 0.001) + 2 * 0.001)
+
+
+def test_sessions_are_in_line_only_as_long_as_they_are_here() -> None:
+    part = worker("a", [Span(0, 1)], layer_time_s=0.010, sessions=2)
+    rest = worker("b", [Span(1, LAYERS)], layer_time_s=0.010)
+    route = routed([part, rest])
+    assert math.isclose(route.step_time_s, 0.010 * (5 + 2 * 1.5 / 5) + 3 * 0.001)
 
 
 def test_warm_wins_unless_cold_is_worth_the_load() -> None:

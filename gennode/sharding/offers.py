@@ -1,0 +1,246 @@
+"""What workers ask for their layers, as an owner sees it, and the few that a route is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from gennode.sharding.chain import Links, Row
+from gennode.sharding.preferences import Mode, Preferences
+from gennode.wire.announcement import Announcement
+from gennode.wire.ids import ModelId, PeerId, Span
+
+LinkTime = Callable[[PeerId, PeerId], float]
+"""Seconds from one peer to another for one token's frame: ≥ 0, infinite if there is no way."""
+
+# A route is searched among this many workers per layer, the nearest and quickest. It bounds the
+# work (a link is asked for per pair: a thousand workers have a million) and changes nothing in
+# a swarm where each layer has no more.
+SHORTLIST = 16
+
+# Loading is paid once and a step for each token of an answer, so one second of loading weighs
+# as much as this many seconds in every step of a short answer. So does what a failure takes.
+LOAD_WEIGHT = 1 / 64
+
+PRICED_TOKENS = 1_000_000  # that a price is for
+
+# By so much an owner with an `rng` takes each queue for longer or shorter than it knows it to be:
+# announcements are seconds old, and others who trust them would all go to the same workers.
+_DOUBT = 0.7
+# A token waits for the sessions of its own pass, and on average for half of a pass before it.
+_PASSES_WAITED = 1.5
+_LEAST_ROOM = 0.05  # so that those who are almost full differ in what they cost
+
+_MAX_LINKS = 1 << 16  # that a pool remembers: some 10 MB
+_FIRST_LOOK = 256  # workers, the best first, that mostly fill every layer's shortlist
+
+Numbers = npt.NDArray[np.float64]
+_Flags = npt.NDArray[np.bool_]
+
+
+class Pool:
+    """The workers of one model by peer id, as columns; links, once asked for, are remembered."""
+
+    def __init__(
+        self, announcements: Iterable[Announcement], model: ModelId, link_time_s: LinkTime
+    ) -> None:
+        serving = [(one, held) for one in announcements if (held := one.hosting_of(model))]
+        serving.sort(key=lambda pair: pair[0].peer)
+        self.peers = [one.peer for one, _ in serving]
+        self.index = {peer: index for index, peer in enumerate(self.peers)}
+        self.hostings = [held for _, held in serving]
+        self.sessions = _column(one.sessions for one, _ in serving)
+        self.max_sessions = _column(held.max_sessions for held in self.hostings)
+        self.layer_time_s = _column(held.layer_time_s for held in self.hostings)
+        self.further_time_s = _column(
+            held.layer_time_s if held.further_time_s is None else held.further_time_s
+            for held in self.hostings
+        )
+        self.price = _column(held.price for held in self.hostings)
+        layers = max((held.spans[-1].end for held in self.hostings if held.spans), default=0)
+        self._hosts: _Flags = np.zeros((layers, len(serving)), dtype=bool)
+        for index, held in enumerate(self.hostings):
+            for span in held.spans:
+                self._hosts[span.start : span.end, index] = True
+        self.hosted_layers = np.count_nonzero(self._hosts, axis=0).astype(np.float64)
+        self._link_time_s = link_time_s
+        self.into_s = [Links(self._asker(target)) for target in range(len(serving))]
+        self._asked = 0
+        self._entry: tuple[PeerId, list[float], list[float]] | None = None
+
+    def entered_from(self, entry: PeerId) -> tuple[list[float], list[float]]:
+        """Seconds from `entry` to each worker, and from each back to it."""
+        if self._entry is None or self._entry[0] != entry:
+            there_s = [self._between_s(entry, peer) for peer in self.peers]
+            back_s = [self._between_s(peer, entry) for peer in self.peers]
+            self._entry = (entry, there_s, back_s)
+        return self._entry[1:]
+
+    def queue_s(self, sessions: Numbers) -> Numbers:
+        """Seconds per layer that a token waits at each worker for those of other sessions.
+
+        A session is at one worker at a time, and on average as long as that worker's share of
+        the model's layers. So many of its sessions a token finds there, as if itself were no
+        part of the swarm (the arrival theorem: Reiser, Lavenberg, "Mean-value analysis of closed
+        multichain queueing networks", Journal of the ACM 27, 1980).
+        """
+        share = self.hosted_layers.clip(1) / max(1, len(self._hosts))
+        return self.further_time_s * sessions * np.minimum(1.0, _PASSES_WAITED * share)
+
+    def hosts(self, span: Span) -> _Flags:
+        """Who has which layer of `span` loaded: [layers of the span, workers]."""
+        known = self._hosts[span.start : span.end]
+        lacking = np.zeros((span.layers - len(known), len(self.peers)), dtype=bool)
+        return np.concatenate((known, lacking)) if len(lacking) else known
+
+    def _asker(self, target: int) -> Callable[[int], float]:
+        def ask(source: int) -> float:
+            self._asked += 1
+            if self._asked > _MAX_LINKS:
+                self._asked = 0
+                for links in self.into_s:
+                    links.clear()
+            return self._between_s(self.peers[source], self.peers[target])
+
+        return ask
+
+    def _between_s(self, source: PeerId, target: PeerId) -> float:
+        return 0.0 if source == target else self._link_time_s(source, target)
+
+
+def _column(values: Iterable[float]) -> Numbers:
+    return np.fromiter(values, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """What each worker of a pool costs one owner, by index.
+
+    `time_s`: predicted seconds per layer. `extra_s`: what else a layer is charged, in seconds.
+    `visit_s`: what a visit is charged, however many its layers. `is_known`: who is not excluded,
+    `is_open`: who of them is not full either.
+    """
+
+    time_s: Numbers
+    extra_s: Numbers
+    visit_s: Numbers
+    is_known: _Flags
+    is_open: _Flags
+
+    @property
+    def cost_s(self) -> Numbers:
+        """Per layer, all in all."""
+        return self.time_s + self.extra_s
+
+    def frugal_s(self, price: Numbers) -> tuple[Numbers, float]:
+        """Prices per layer in seconds, on average as much as layers take; and one such for a hop,
+        so that of chains that cost alike the shorter one is chosen."""
+        times_s, prices = self.time_s[self.is_open].tolist(), price[self.is_open].tolist()
+        mean_s = sum(times_s) / max(1, len(times_s))
+        return price * (mean_s * len(prices) / max(1.0, sum(prices))), mean_s
+
+
+def sessions_now(pool: Pool, preferences: Preferences) -> Numbers:
+    """Sessions of each worker: those announced, and those that the owner knows of beside them."""
+    sessions = pool.sessions.copy()
+    for peer, opened in preferences.opened.items():
+        if peer in pool.index:
+            sessions[pool.index[peer]] += opened
+    return np.maximum(sessions, 0.0)
+
+
+def asking(
+    pool: Pool, exclude: frozenset[PeerId], preferences: Preferences, rng: Random | None
+) -> Asking:
+    """What all workers cost an owner who has these preferences."""
+    sessions = sessions_now(pool, preferences)
+    is_known = np.ones(len(pool.peers), dtype=bool)
+    for peer in exclude:
+        if peer in pool.index:
+            is_known[pool.index[peer]] = False
+    is_open = is_known & (sessions < pool.max_sessions)
+    queue_s = pool.queue_s(sessions)
+    time_s = pool.layer_time_s + queue_s
+    extra_s = pool.price * (preferences.seconds_per_credit / PRICED_TOKENS)
+    if preferences.mode is Mode.CAPACITY_FIRST:
+        room = 1 - sessions / np.maximum(1.0, pool.max_sessions)
+        extra_s = extra_s + time_s * (1 / np.maximum(room, _LEAST_ROOM) - 1)
+    if rng is not None:
+        lots = _column(rng.uniform(-_DOUBT, _DOUBT) for _ in pool.peers)
+        extra_s = extra_s + queue_s * lots
+    visit_s = np.zeros(len(pool.peers))
+    for peer in preferences.standing.keys() | preferences.failures.keys():
+        if peer in pool.index:
+            loss_s = preferences.failure_chance(peer) * preferences.failover_s
+            visit_s[pool.index[peer]] = loss_s * LOAD_WEIGHT
+    return Asking(time_s, extra_s, visit_s, is_known, is_open)
+
+
+class Table:
+    """For each layer of a span a shortlist of the workers that can compute it, and at what cost."""
+
+    def __init__(self, pool: Pool, asked: Asking, span: Span, entry: PeerId) -> None:
+        self.pool, self.asked, self.span = pool, asked, span
+        self.there_s, self.back_s = pool.entered_from(entry)
+        self.around_s = _column(self.there_s) + _column(self.back_s)
+        self.rows: list[Row] = [{} for _ in range(span.layers)]
+        self.cold: set[tuple[int, int]] = set()
+        self.hosts = pool.hosts(span)
+        self._add_warm()
+
+    def _add_warm(self) -> None:
+        """What is loaded, the best first: a visit's links are shared by its layers."""
+        asked, layers = self.asked, np.count_nonzero(self.hosts, axis=0)
+        links_s = (self.around_s + asked.visit_s) / np.maximum(1, layers)
+        usable = np.nonzero(asked.is_open & (layers > 0))[0]
+        order = usable[np.argsort((asked.cost_s + links_s)[usable], kind="stable")]
+        look = _FIRST_LOOK
+        while True:
+            some = order[:look]
+            has = self.hosts[:, some]
+            place = np.cumsum(has, axis=1, dtype=np.int32)
+            if look >= len(order) or (place[:, -1] >= SHORTLIST).all():
+                break
+            look *= 4
+        layer, column = np.nonzero(has & (place <= SHORTLIST))
+        workers = some[column]
+        cost_s = asked.cost_s[workers]
+        for at, worker, own_s in zip(
+            layer.tolist(), workers.tolist(), cost_s.tolist(), strict=True
+        ):
+            self.rows[at][worker] = own_s
+
+    def add_cold(self) -> None:
+        """What each worker would load on request: of what it lacks, the layers with least cover.
+
+        Deciding this before the search keeps every promise (`spare_layers` holds for the whole
+        route, even if it visits a worker twice) and the search exact, and leaves no layer without
+        an offer if the swarm has room for it at all.
+        """
+        pool, length = self.pool, len(self.rows)
+        short = sum(len(row) < SHORTLIST for row in self.rows)
+        cover = [len(row) for row in self.rows]
+        ranked = []
+        for worker in np.nonzero(self.asked.is_open)[0].tolist():
+            held = pool.hostings[worker]
+            if held.spare_layers:
+                own_s = float(self.asked.cost_s[worker]) + held.load_time_s * LOAD_WEIGHT
+                links_s = float(self.around_s[worker] + self.asked.visit_s[worker])
+                rank = own_s + links_s / min(held.spare_layers, length)
+                ranked.append((rank, worker, own_s))
+        for _, worker, own_s in sorted(ranked):
+            if not short:
+                break
+            lacking = np.nonzero(~self.hosts[:, worker])[0].tolist()
+            lacking.sort(key=cover.__getitem__)
+            for layer in lacking[: pool.hostings[worker].spare_layers]:
+                cover[layer] += 1
+                row = self.rows[layer]
+                if len(row) < SHORTLIST:
+                    row[worker] = own_s
+                    self.cold.add((layer, worker))
+                    short -= len(row) == SHORTLIST
