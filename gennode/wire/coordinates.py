@@ -8,8 +8,9 @@ from typing import Annotated
 import msgspec
 
 # Light takes 0.07 s to the antipodes, and a bad line adds a few seconds.
-_Axis = Annotated[float, msgspec.Meta(ge=-10, le=10)]
-_Height = Annotated[float, msgspec.Meta(ge=0, le=10)]
+MAX_AXIS_S = 10.0
+_Axis = Annotated[float, msgspec.Meta(ge=-MAX_AXIS_S, le=MAX_AXIS_S)]
+_Height = Annotated[float, msgspec.Meta(ge=0, le=MAX_AXIS_S)]
 
 
 class Coordinate(msgspec.Struct, frozen=True, array_like=True):
@@ -26,8 +27,17 @@ class Coordinate(msgspec.Struct, frozen=True, array_like=True):
     height_s: _Height = 0.0
     error: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether its peer has measured anything: else it is the origin, where nobody need be."""
+        return self.error < 1.0
+
+    def plane_s(self, other: Coordinate) -> float:
+        """Seconds between the two points, without the heights."""
+        dx_s, dy_s = self.x_s - other.x_s, self.y_s - other.y_s
+        return math.sqrt(dx_s * dx_s + dy_s * dy_s)
+
     def rtt_s(self, other: Coordinate) -> float:
         """Predicted seconds to `other` and back. The same bits on every machine: the square
         root is correctly rounded, which `math.hypot` need not be."""
-        dx_s, dy_s = self.x_s - other.x_s, self.y_s - other.y_s
-        return math.sqrt(dx_s * dx_s + dy_s * dy_s) + self.height_s + other.height_s
+        return self.plane_s(other) + self.height_s + other.height_s

@@ -1,0 +1,1 @@
+"""How far peers are from each other, and how thick our own line is."""
