@@ -46,6 +46,7 @@ _MEMORY_BOUND_ROWS = 4
 PROFILE_POSITIONS = 64  # a short prompt: what a token costs is nearly all weights there
 PROFILE_STEPS = 9
 PROFILE_BATCH = 3  # sequences in a step, to see what the second and later ones add
+PROFILE_BATCHES = 5
 PROFILE_BYTES = 256 * 1024**2  # of weights, for that: more than processors keep at hand
 _WARM_UP_STEPS = 2
 
@@ -247,40 +248,52 @@ class LlamaShard:
             self._profile = Profile(
                 model=self.model,
                 compute_class=self.compute_class,
-                layer_time_s=self._measure_step_s(span, sequences=1) / span.layers,
+                layer_time_s=self._measure_layer_time_s(span),
                 load_time_s=statistics.median(self._load_time_s),
                 further_time_s=self._measure_further_s(span),
             )
         return self._profile
 
+    def _measure_layer_time_s(self, span: Span) -> float:
+        """The median of some one-token steps, per layer."""
+        scratch = object()
+        steps = _WARM_UP_STEPS + PROFILE_STEPS
+        self.open(scratch, span, PROFILE_POSITIONS + steps)
+        self.step([StepInput(scratch, 0, np.zeros((PROFILE_POSITIONS, self.dim), np.float32))])
+        times_s = [
+            self._time_step_s([scratch], position)
+            for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps)
+        ]
+        self.close(scratch)
+        return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
+
     def _measure_further_s(self, span: Span) -> float:
-        """What each sequence after the first adds to a step, per layer; over part of the span."""
+        """What each sequence after the first adds to a step, per layer; over part of the span.
+
+        Both are measured in turns, so that whatever else runs here slows both down.
+        """
         layer_bytes = self._config.shape.layer_parameters * self._dtype.itemsize
         layers = min(span.layers, 1 + PROFILE_BYTES // layer_bytes)
-        part = Span(span.start, span.start + layers)
-        alone_s = self._measure_step_s(part, sequences=1)
-        together_s = self._measure_step_s(part, sequences=PROFILE_BATCH)
-        return max(0.0, together_s - alone_s) / (PROFILE_BATCH - 1) / layers
+        batch = [object() for _ in range(PROFILE_BATCH)]
+        steps = _WARM_UP_STEPS + PROFILE_BATCHES
+        for scratch in batch:
+            self.open(scratch, Span(span.start, span.start + layers), steps)
+        added_s = []
+        for position in range(steps):
+            alone_s = self._time_step_s(batch[:1], position)
+            added_s.append(self._time_step_s(batch, position) - alone_s)
+        for scratch in batch:
+            self.close(scratch)
+        added = statistics.median(added_s[_WARM_UP_STEPS:])
+        return max(0.0, added) / (PROFILE_BATCH - 1) / layers
 
-    def _measure_step_s(self, span: Span, sequences: int) -> float:
-        """The median of some steps with one token of each sequence, after a short prompt."""
-        steps = _WARM_UP_STEPS + PROFILE_STEPS
-        scratch = [object() for _ in range(sequences)]
-        times_s = []
-        try:
-            for one in scratch:
-                self.open(one, span, PROFILE_POSITIONS + steps)
-                prompt = np.zeros((PROFILE_POSITIONS, self.dim), np.float32)
-                self.step([StepInput(one, 0, prompt)])
-            for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps):
-                token = np.zeros((1, self.dim), np.float32)
-                start_s = time.perf_counter()
-                self.step([StepInput(one, position, token) for one in scratch])
-                times_s.append(time.perf_counter() - start_s)
-        finally:
-            for one in scratch:
-                self.close(one)
-        return statistics.median(times_s[_WARM_UP_STEPS:])
+    def _time_step_s(self, sequences: Sequence[Hashable], position: int) -> float:
+        """Seconds of a step with one token of each."""
+        token = np.zeros((1, self.dim), np.float32)
+        batch = [StepInput(sequence, position, token) for sequence in sequences]
+        start_s = time.perf_counter()
+        self.step(batch)
+        return time.perf_counter() - start_s
 
 
 def _out_of_memory(what: str, error: Exception) -> Exception:

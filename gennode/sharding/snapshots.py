@@ -166,8 +166,13 @@ def _cost(
     number_bytes: int,
     positions: int,
 ) -> LayerCost:
-    """What the peer measured; what follows from its machine if it did not."""
-    if machine is not None and not hosting.layer_time_s > 0:
+    """What the peer measured; what follows from its machine if it did not (0 s).
+
+    A further token is only taken to be cheaper than the first if the peer says so: not every
+    engine computes the tokens of a pass together.
+    """
+    first_s, further_s = hosting.layer_time_s, hosting.further_time_s
+    if machine is not None and not first_s > 0:
         own_bytes = _CLASS_BYTES.get(hosting.compute_class.partition("-")[0])
         cost = layer_cost(
             shape,
@@ -176,11 +181,9 @@ def _cost(
             number_bytes=own_bytes or number_bytes,
             positions=positions,
         )
-        claimed_s, further_s = cost.pass_s(1), cost.token_s
-    else:
-        claimed_s = hosting.layer_time_s
-        further_s = claimed_s if hosting.further_time_s is None else hosting.further_time_s
-    first_s = within(claimed_s, FASTEST_LAYER_S, SLOWEST_S)
+        first_s = cost.pass_s(1)
+        further_s = None if further_s is None else cost.token_s
+    first_s = within(first_s, FASTEST_LAYER_S, SLOWEST_S)
     # A further token never costs more than the first, but measurements waver.
-    token_s = within(further_s, FASTEST_TOKEN_S, first_s)
+    token_s = first_s if further_s is None else within(further_s, FASTEST_TOKEN_S, first_s)
     return LayerCost(fixed_s=first_s - token_s, token_s=token_s)

@@ -69,10 +69,18 @@ def test_what_was_measured_on_the_model_wins_over_what_the_machine_promises() ->
         held=Span(2, 6),
         move_s=0.5,
     )
-    unmeasured = candidate(hosting(layer_time_s=0.0), machine())
+
+
+def test_what_was_not_measured_follows_from_the_machine() -> None:
     expected = capacity.layer_cost(SHAPE, machine())
-    assert unmeasured.cost.pass_s(1) == pytest.approx(expected.pass_s(1))
-    assert unmeasured.cost.token_s == pytest.approx(expected.token_s)
+    batches = candidate(hosting(layer_time_s=0.0, further_time_s=0.0), machine())
+    assert batches.cost.pass_s(1) == pytest.approx(expected.pass_s(1))
+    assert batches.cost.token_s == pytest.approx(expected.token_s)
+    one_by_one = candidate(hosting(layer_time_s=0.0, further_time_s=None), machine())
+    assert one_by_one.cost.fixed_s == 0
+    assert one_by_one.cost.token_s == pytest.approx(expected.pass_s(1))
+    narrow = hosting(layer_time_s=0.0, compute_class="bf16-cuda")
+    assert candidate(narrow, machine()).cost.pass_s(1) == pytest.approx(expected.pass_s(1) / 2)
 
 
 def test_without_a_machine_a_peer_has_room_for_what_it_offers_and_no_more() -> None:
