@@ -46,10 +46,9 @@ from gennode.node.doctor.facts import (
     Wanted,
 )
 from gennode.node.fetch import is_model_id
-from gennode.node.join import PLANNED_POSITIONS, PLANNED_SESSIONS
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.state import StateFolder, hash_cache
-from gennode.sharding.capacity import hosting_bytes, layers_that_fit
+from gennode.sharding.capacity import account
 from gennode.wire.signing import Key
 
 HASHING_S = 8.0  # some 10 GB from a fast disk; `gennode join` hashes what is larger
@@ -217,10 +216,8 @@ def _model(wanted: Wanted) -> Model | None:
         is_hashed = True
     except _OutOfTimeError:
         shape, is_hashed = read_shape(path), False
-    positions = min(PLANNED_POSITIONS, shape.max_positions)
-    plan = {"sessions": PLANNED_SESSIONS, "positions": positions}
-    fitting = layers_that_fit(shape, _memory(wanted).allowed_bytes, **plan)
-    return Model(str(path), shape.layers, hosting_bytes(shape, 1, **plan), fitting, is_hashed)
+    found = account(shape, _memory(wanted).allowed_bytes)
+    return Model(str(path), shape.layers, found.layer_bytes, found.fitting_layers, is_hashed)
 
 
 # -- the node ---------------------------------------------------------------------------------
