@@ -16,57 +16,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
 
 from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import Send
-from gennode.node.spread import Spread, Standing, standing
-from gennode.node.witness import (
-    PACE,
-    Claim,
-    Pace,
-    TakeSnapshot,
-    Witness,
-    claims_of,
-    stands_without,
-)
+from gennode.node.proposals import Decided, Pending, Planned, Proposals, Refused
+from gennode.node.spread import Spread, standing
+from gennode.node.witness import PACE, Pace, TakeSnapshot, Witness
 from gennode.wire.announcement import Announcement
-from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
-from gennode.wire.proposal import Proposal, read_proposal, sign_proposal
+from gennode.wire.proposal import sign_proposal
 from gennode.wire.signing import Key
 from gennode.wire.snapshot import Snapshot
 
 LOOK_S = 1.0  # between looks at who is live
-MAX_PENDING = 4  # proposals that we have and can't judge yet; a few MB each, at the very most
-MAX_READ = 2  # proposals of one publisher in one epoch: an honest one makes one
-MAX_REFUSED = 256  # remembered: more than can be read in the epochs that count
 REST_FACTOR = 2.0  # for so many times what a decision took, none is begun
 TOLD_FIRST = 3  # of those next in line, who would otherwise propose something too
-
-
-class Planned(Protocol):
-    """What this module needs of a plan: `sharding.plan.Plan` is one."""
-
-    @property
-    def hosts(self) -> tuple[Hop, ...]:
-        """Who hosts what, one hop per peer."""
-
-    @property
-    def digest(self) -> bytes:
-        """The same for two plans that are the same."""
-
-
-class Decided(Protocol):
-    """What this module needs of a decision: `sharding.rebalance.Decision` is one."""
-
-    @property
-    def plan(self) -> Planned | None:
-        """The plan that is due; None if none is."""
-
-    @property
-    def why(self) -> str:
-        """The reason, in words."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +52,8 @@ class Accepted:
     snapshot: Snapshot
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A proposal is not followed. `is_proven`: its publisher lied, whoever looks at it."""
-
-    publisher: PeerId
-    epoch: int
-    reason: str
-    is_proven: bool
-
-
 PlanMessage = PlanDigest | PlanWanted | PlanSent
 PlanAction = Send | Judge | Accepted | Refused
-
-
-@dataclass
-class _Pending:
-    """A proposal that was read and is neither accepted nor refused yet."""
-
-    digest: PlanDigest
-    sent: bytes
-    proposal: Proposal
-    claims: list[Claim]
-    since_s: float
-    next_look_s: float
-    unknown: frozenset[PeerId] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -122,7 +64,7 @@ class _Job:
     began_s: float
     snapshot: Snapshot
     marks: bytes
-    pending: _Pending | None
+    pending: Pending | None
 
 
 class PlanningMachine:
@@ -149,9 +91,7 @@ class PlanningMachine:
         self._unix_s = 0.0
         self._next_look_s = float("-inf")
         self._current: Accepted | None = None
-        self._pending: dict[bytes, _Pending] = {}
-        self._refused: dict[bytes, None] = {}
-        self._read: dict[tuple[int, PeerId], int] = {}
+        self._proposals = Proposals(self._witness, pace)
         self._job: _Job | None = None
         self._jobs = 0
         self._rest_until_s = float("-inf")
@@ -178,7 +118,7 @@ class PlanningMachine:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_S
             self._witness.see(live, now_s)
-            self._forget()
+            self._proposals.forget(self._epoch - 1)
         actions = self._weigh(now_s)
         actions += self._propose(now_s)
         others = [peer for peer in self._witness.live if peer != self.peer]
@@ -188,13 +128,6 @@ class PlanningMachine:
     @property
     def _epoch(self) -> int:
         return int(self._unix_s // self._pace.epoch_s)
-
-    def _forget(self) -> None:
-        oldest = self._epoch - 1
-        self._read = {key: count for key, count in self._read.items() if key[0] >= oldest}
-        self._pending = {
-            name: one for name, one in self._pending.items() if one.digest.epoch >= oldest
-        }
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -212,7 +145,9 @@ class PlanningMachine:
                 return [*self._spread.wanted(sender, message, now_s)]
             case PlanSent():
                 try:
-                    self._take(sender, message, payload, now_s)
+                    told = self._spread.answered(sender, message, payload)
+                    if told is not None and self._wants(told):
+                        self._proposals.read(told, payload, now_s)
                 except RemoteError:
                     self._spread.shun(sender, now_s)
                     raise
@@ -220,11 +155,9 @@ class PlanningMachine:
 
     def _wants(self, digest: PlanDigest) -> bool:
         """Whether to ask for a proposal now: it would win, and its publisher's turn has come."""
-        if abs(digest.epoch - self._epoch) > 1 or digest.proposal in self._refused:
+        if abs(digest.epoch - self._epoch) > 1 or not self._would_win(digest):
             return False
-        if digest.proposal in self._pending or not self._would_win(digest):
-            return False
-        if self._read.get((digest.epoch, digest.publisher), 0) >= MAX_READ:
+        if not self._proposals.may_read(digest):
             return False
         turn_s = self._turn_s(digest.epoch, digest.publisher)
         return turn_s is not None and self._unix_s + self._pace.skew_s >= turn_s
@@ -239,57 +172,21 @@ class PlanningMachine:
     def _would_win(self, digest: PlanDigest) -> bool:
         return standing(digest) < standing(self._spread.told)
 
-    def _take(self, sender: PeerId, message: PlanSent, payload: bytes, now_s: float) -> None:
-        """Read a proposal that we asked for. Whoever passes one on has checked it."""
-        asked = self._spread.answered(sender, message, payload)
-        if asked is None or not self._wants(asked):
-            return
-        proposal = read_proposal(payload, asked.proposal)
-        if proposal is None:
-            self._note_refused(asked.proposal)
-            return
-        snapshot = proposal.snapshot
-        stated = PlanDigest(snapshot.model, snapshot.epoch, proposal.publisher, asked.proposal)
-        if stated != asked:
-            raise RemoteError("a proposal is not what its teller said of it")
-        author = (asked.epoch, asked.publisher)
-        self._read[author] = self._read.get(author, 0) + 1
-        claims = claims_of(proposal)
-        self._pending[asked.proposal] = _Pending(asked, payload, proposal, claims, now_s, now_s)
-        while len(self._pending) > MAX_PENDING:
-            del self._pending[max(self._pending, key=self._standing_of)]
-
-    def _standing_of(self, name: bytes) -> Standing:
-        return standing(self._pending[name].digest)
-
     # -- judging others -----------------------------------------------------------------------
 
     def _weigh(self, now_s: float) -> list[PlanAction]:
         """Begin to recompute the best proposal whose snapshot is sound."""
-        actions: list[PlanAction] = []
-        for name in sorted(self._pending, key=self._standing_of):
-            one = self._pending[name]
-            if self._job is not None or now_s < self._rest_until_s:
-                break
-            if not self._would_win(one.digest):
-                del self._pending[name]
-            elif now_s >= one.next_look_s:
-                actions += self._weigh_one(one, now_s)
+        if self._job is not None or now_s < self._rest_until_s:
+            return []
+        best, refused = self._proposals.weigh(now_s, self._would_win)
+        actions: list[PlanAction] = [*refused]
+        if best is not None:
+            proposal = best.proposal
+            actions.append(self._begin(proposal.snapshot, proposal.marks, best, now_s))
         return actions
 
-    def _weigh_one(self, one: _Pending, now_s: float) -> list[PlanAction]:
-        waited_s = now_s - one.since_s
-        opinion = self._witness.judge(one.proposal, one.claims, waited_s, now_s)
-        if opinion.says == "sound":
-            one.unknown = opinion.unknown
-            return [self._begin(one.proposal.snapshot, one.proposal.marks, one, now_s)]
-        if opinion.says == "false" or waited_s >= self._pace.give_up_s:
-            return [self._refuse(one, opinion.why, is_proven=opinion.says == "false")]
-        one.next_look_s = now_s + LOOK_S
-        return []
-
     def _begin(
-        self, snapshot: Snapshot, marks: bytes, pending: _Pending | None, now_s: float
+        self, snapshot: Snapshot, marks: bytes, pending: Pending | None, now_s: float
     ) -> Judge:
         self._jobs += 1
         self._job = _Job(self._jobs, now_s, snapshot, marks, pending)
@@ -306,34 +203,13 @@ class PlanningMachine:
             return self._propose_it(under_way, decision, now_s)
         return self._conclude(under_way.pending, decision)
 
-    def _conclude(self, one: _Pending, decision: Decided | None) -> list[PlanAction]:
-        if decision is None:
-            return [self._refuse(one, "it could not be recomputed here", is_proven=False)]
-        plan = decision.plan
-        if plan is None:
-            return [self._refuse(one, f"no plan is due: {decision.why}", is_proven=True)]
-        if plan.digest != one.proposal.plan:
-            return [self._refuse(one, "another plan follows from its pool", is_proven=True)]
-        layers = one.proposal.snapshot.demand.layers
-        if one.unknown and not stands_without(plan.hosts, one.unknown, layers):
-            return [self._refuse(one, "it rests on peers that are not known", is_proven=False)]
-        self._pending.pop(one.digest.proposal, None)
+    def _conclude(self, one: Pending, decision: Decided | None) -> list[PlanAction]:
+        plan = self._proposals.conclude(one, decision)
+        if isinstance(plan, Refused):
+            return [plan]
         if not self._would_win(one.digest):
             return []
         return [self._accept(one.digest, one.sent, plan, one.proposal.snapshot)]
-
-    def _refuse(self, one: _Pending, reason: str, *, is_proven: bool) -> Refused:
-        digest = one.digest
-        self._pending.pop(digest.proposal, None)
-        self._note_refused(digest.proposal)
-        if is_proven:
-            self._read[digest.epoch, digest.publisher] = MAX_READ
-        return Refused(digest.publisher, digest.epoch, reason, is_proven)
-
-    def _note_refused(self, name: bytes) -> None:
-        self._refused[name] = None
-        while len(self._refused) > MAX_REFUSED:
-            del self._refused[next(iter(self._refused))]
 
     def _accept(
         self,
@@ -372,10 +248,7 @@ class PlanningMachine:
         if turn_s is None or self._unix_s < turn_s:
             return False
         ours = standing(PlanDigest(self.model, epoch, self.peer, b""))
-        return not any(
-            standing(one.digest) < ours and now_s - one.since_s < self._pace.catch_up_s
-            for one in self._pending.values()
-        )
+        return not self._proposals.has_better(ours, now_s)
 
     def _is_resting(self, epoch: int) -> bool:
         if self._current is None:

@@ -11,15 +11,8 @@ import pytest
 
 from gennode.errors import RemoteError
 from gennode.node.actions import Send
-from gennode.node.planning import (
-    MAX_READ,
-    REST_FACTOR,
-    Accepted,
-    Judge,
-    PlanAction,
-    PlanningMachine,
-    Refused,
-)
+from gennode.node.planning import REST_FACTOR, Accepted, Judge, PlanAction, PlanningMachine
+from gennode.node.proposals import MAX_READ, Refused
 from gennode.node.spread import MAX_ASKED, SENT_BURST_BYTES, SENT_BYTES_PER_S
 from gennode.node.witness import PACE
 from gennode.wire.ids import PeerId

@@ -18,7 +18,8 @@ import msgspec
 
 from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import Send
-from gennode.node.planning import Accepted, Judge, PlanAction, PlanMessage, PlanningMachine, Refused
+from gennode.node.planning import Accepted, Judge, PlanAction, PlanMessage, PlanningMachine
+from gennode.node.proposals import Refused
 from gennode.node.witness import PACE, Pace
 from gennode.wire.announcement import Announcement, Hosting, Machine
 from gennode.wire.coordinates import Coordinate
