@@ -38,7 +38,7 @@ WALL_HALVINGS = 8
 LEVEL_TRIES = 6
 POLISH_MOVES = 6
 # So many pipelines at once stay within a processor's cache.
-CHUNK = 512
+CHUNK = 1024
 # What is slower than this share of the limit when idle is also judged as if it were late.
 NEARLY_LATE = 0.8
 SLOWER = (LATE_FACTOR, 1.3)

@@ -17,6 +17,9 @@ Group = tuple[int, ...]
 # Rings longer than this are only ordered along a curve: improving them is quadratic.
 MAX_IMPROVED_RING = 24
 RING_ROUNDS = 3
+# Round trips within a country or so are shorter, those across oceans longer.
+REGION_S = 0.05
+MAX_REGIONS = 32
 _CURVE_LEVELS = 16
 _CURVE_CELLS = 1 << _CURVE_LEVELS
 _AXIS_S = 10.0
@@ -49,7 +52,9 @@ class Pool:
         self.evaluations = 0
         self._facts: Array = facts_of(candidates, demand)
         self.capacity = [int(layers) for layers in self._facts[4, :-1]]
+        self.layer_s = [one.cost.fixed_s + one.cost.token_s for one in candidates]
         self.curve = [curve_index(one.coordinate) for one in candidates]
+        self.region = regions([one.coordinate for one in candidates])
         self._known: dict[Group, Judged] = {(): NOTHING}
 
     def holds(self, group: Iterable[int]) -> bool:
@@ -61,15 +66,17 @@ class Pool:
         return self._known[group]
 
     def worth(self, group: Group) -> float:
-        """What a group that was asked for is worth; 0 if it can't hold the model."""
-        return max(0.0, self._known[group].worth)
+        """What a group is worth; 0 if it was not judged or can't hold the model."""
+        return max(0.0, self._known.get(group, NOTHING).worth)
+
+    def unknown(self, groups: Iterable[Group]) -> list[Group]:
+        """Those of some groups that were not judged yet."""
+        return [group for group in dict.fromkeys(groups) if group not in self._known]
 
     def judge(self, groups: Iterable[Group]) -> None:
         """Find out what groups are worth, all at once."""
         lines, ways_s, wanted = [], [], []
-        for group in dict.fromkeys(groups):
-            if group in self._known:
-                continue
+        for group in self.unknown(groups):
             if len(group) > self.demand.layers or not self.holds(group):
                 self._known[group] = NOTHING
                 continue
@@ -142,6 +149,20 @@ def _improved(places: Sequence[Coordinate]) -> list[int]:
         if not changed:
             break
     return way
+
+
+def regions(places: Sequence[Coordinate]) -> list[int]:
+    """A number for each place: near ones share it. Those that come first lead the others."""
+    leaders: list[Coordinate] = []
+    numbers = []
+    for place in places:
+        far_s = [place.rtt_s(leader) for leader in leaders]
+        nearest = min(range(len(leaders)), key=far_s.__getitem__, default=-1)
+        if len(leaders) < MAX_REGIONS and (nearest < 0 or far_s[nearest] > REGION_S):
+            nearest = len(leaders)
+            leaders.append(place)
+        numbers.append(nearest)
+    return numbers
 
 
 def curve_index(place: Coordinate) -> int:

@@ -12,8 +12,8 @@ import msgspec
 
 from gennode.errors import LocalError
 from gennode.sharding import predict
-from gennode.sharding.groups import best_groups
-from gennode.sharding.pipeline import Group, Pool
+from gennode.sharding.cells import grouped
+from gennode.sharding.pipeline import Pool
 from gennode.sharding.rows import QUICKEST_S
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
@@ -58,7 +58,7 @@ def plan(snapshot: Snapshot) -> Plan:
     room = {one.peer: room_layers(one, demand) for one in peers}
     usable = [one for one in peers if room[one.peer] and one.max_sessions]
     pool = Pool(usable, demand)
-    groups = _searched(pool)
+    groups = grouped(pool)
     pipelines = tuple(sorted((pool.hops(group) for group in groups), key=lambda hops: hops[0].peer))
     by_peer = {one.peer: one for one in peers}
     rate, mean_s = _predicted(pipelines, by_peer, demand)
@@ -139,16 +139,6 @@ def _by_id(candidate: Candidate) -> PeerId:
 def _bounded(one: Candidate) -> Candidate:
     cost = LayerCost(max(QUICKEST_S, one.cost.fixed_s), max(QUICKEST_S, one.cost.token_s))
     return msgspec.structs.replace(one, cost=cost)
-
-
-def _searched(pool: Pool) -> list[Group]:
-    search = best_groups(pool, range(len(pool.candidates)))
-    try:
-        while True:
-            pool.judge(next(search))
-    except StopIteration as found:
-        groups: list[Group] = found.value
-        return groups
 
 
 def _predicted(
