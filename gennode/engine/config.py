@@ -90,7 +90,7 @@ class LlamaConfig(msgspec.Struct, frozen=True):
 
     @property
     def shape(self) -> ModelShape:
-        """The sizes as a manifest states them."""
+        """The sizes as a manifest states them: not that the head is tied, or ids would change."""
         return ModelShape(
             architecture=ARCHITECTURE,
             layers=self.num_hidden_layers,

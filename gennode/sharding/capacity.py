@@ -165,9 +165,7 @@ def layer_cost(
 ) -> LayerCost:
     """`layer_time` as a line through its values for 1 and 32 tokens, which are exact.
 
-    It is that of an engine that computes the tokens of a pass together.
-
-    In between the line is at most 1.7 times too slow (where reading decides for few tokens and
+    It holds for an engine that computes the tokens of a pass together. In between it is at most 1.7 times too slow (where reading decides for few tokens and
     arithmetic for many) and, with experts, of which the first tokens read most, at least 0.44
     of the truth. Beyond 32 tokens it knows nothing of arithmetic that overtakes reading there.
     """
@@ -288,7 +286,15 @@ def account(
         weight_bytes=weight_bytes,
         number_bytes=number_bytes,
     )
-    fitting = min(shape.layers if layers is None else layers, max(0, memory_bytes) // each)
+    fitting = layers_that_fit(
+        shape,
+        memory_bytes,
+        sessions=sessions,
+        positions=planned,
+        weight_bytes=weight_bytes,
+        number_bytes=number_bytes,
+    )
+    fitting = fitting if layers is None else min(layers, fitting)
     weights = fitting * layer_bytes(shape, weight_bytes=weight_bytes)
     time = machine and layer_time(
         shape,

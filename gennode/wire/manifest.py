@@ -25,8 +25,8 @@ class ModelShape(msgspec.Struct, frozen=True, omit_defaults=True):
     With `experts`, a token passes through `experts_used` of them, each a gated MLP of width
     `expert_dim`, and through `shared_dim` more that all tokens share; `ffn_dim`, the width of
     the MLP of a model without experts, then counts for nothing. `tied`: embedding and head are
-    one matrix. What has its default is left out of the encoding: models without experts keep
-    the ids that they had before there were any.
+    one matrix; manifests of Llamas, which are older, don't say so. What has its default is left
+    out of the encoding, so that models without experts keep the ids that they had before.
     """
 
     architecture: Annotated[str, msgspec.Meta(max_length=64)]

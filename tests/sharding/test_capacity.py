@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gennode.sharding import capacity
+from gennode.sharding import capacity, predict
 from gennode.wire.announcement import Machine
 from gennode.wire.coordinates import Coordinate
+from gennode.wire.ids import PeerId
 from gennode.wire.manifest import ModelShape
-from gennode.wire.snapshot import Demand, LayerCost
+from gennode.wire.snapshot import Candidate, Demand, LayerCost
 
 TINY_LLAMA = ModelShape("LlamaForCausalLM", 22, 2048, 32, 4, 64, 5632, 32000, 2048)
 GPT_OSS_120B = ModelShape(
@@ -220,6 +221,20 @@ def test_the_largest_shape_there_may_be_makes_a_demand_that_a_snapshot_may_carry
     for positions in (1, 1 << 24):
         demand = capacity.demand_of(largest, positions=positions)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(demand), type=Demand) == demand
+
+
+@given(shapes, st.integers(1, 128), st.integers(0, 1 << 44), st.integers(1, 4096), weights)
+def test_plans_count_sessions_as_accounts_do(
+    shape: ModelShape, layers: int, memory_bytes: int, positions: int, weight_bytes: float
+) -> None:
+    demand = capacity.demand_of(shape, weight_bytes=weight_bytes, positions=positions)
+    plenty = 1 << 53
+    peer = Candidate(
+        PeerId("p"), layers, memory_bytes, plenty, LayerCost(0, 0), 0.0, 0.0, Coordinate()
+    )
+    assert predict.sessions_of(peer, layers, demand) == capacity.sessions_that_fit(
+        shape, memory_bytes, layers=layers, positions=positions, weight_bytes=weight_bytes
+    )
 
 
 def test_an_account_says_in_words_what_it_decides() -> None:
