@@ -1,0 +1,303 @@
+"""The life of sessions: asked, routed, opened, computed chunk by chunk, repaired, ended."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+from gennode.node.crowd.arrivals import GAPS, draw_lengths
+from gennode.node.crowd.brain import Brain
+from gennode.node.crowd.events import Events
+from gennode.node.crowd.member import Member, Owner
+from gennode.node.crowd.news import MAX_AGE_S, News
+from gennode.node.crowd.physics import Leg, prefill_s, step_s
+from gennode.node.crowd.session import Session, legs_of
+from gennode.node.crowd.tally import Tally
+from gennode.node.patience import MIN_PATIENCE_S
+from gennode.node.prompt import PREFILL_CHUNK
+from gennode.node.session import AVOID_S, SEEK_INTERVAL_S, SEEK_LIMIT_S
+from gennode.node.watch import PONG_LIMIT_S
+from gennode.wire.ids import Hop, PeerId, Span
+
+CHUNK_TOKENS = 32  # that a session advances by in one event, as often as hops sign receipts
+DETECT_S = MIN_PATIENCE_S + PONG_LIMIT_S  # until an owner is sure that a silent hop is gone
+MAX_PAUSE_S = 4.0  # between two looks for a route
+ALTERNATIVES = 3  # routes that are asked for when hops have failed
+
+_Patch = tuple[int, int, list[Hop], list[Member]]
+"""A range of a session's legs, and what takes their place."""
+
+
+class Asking:
+    """All sessions of a swarm."""
+
+    def __init__(
+        self,
+        events: Events,
+        tally: Tally,
+        news: News,
+        brain: Brain,
+        members: Mapping[PeerId, Member],
+        owners: Sequence[Owner],
+        *,
+        seed: int,
+        arrivals: str,
+        gap_s: float,
+    ) -> None:
+        self._events, self._tally, self._news, self._brain = events, tally, news, brain
+        self._members, self._owners = members, owners
+        self._rng = random.Random(f"{seed}/arrivals")
+        self._views = random.Random(f"{seed}/views")
+        self._draw_gap_s, self._gap_s = GAPS[arrivals], gap_s
+        self.live: dict[Session, None] = {}
+        self.drained: Callable[[Member], None] = lambda _: None
+        """Told of each worker that wants to be rid of sessions, when one has left it."""
+
+    def begin(self) -> None:
+        """Plan the first session."""
+        self._events.after(self._draw_gap_s(self._rng, self._gap_s), self._ask)
+
+    def _ask(self) -> None:
+        now_s = self._events.now_s
+        self._tally.asked += 1
+        owner = self._rng.choice(self._owners)
+        session = Session(self._tally.asked, owner, draw_lengths(self._rng), now_s)
+        self.live[session] = None
+        self._tally.trace(now_s, "ask", session.number, owner.peer, session.lengths)
+        self._open(session, session.turn)
+        self.begin()
+
+    # -- finding a way ------------------------------------------------------------------------
+
+    def _routes(self, session: Session, span: Span, entry: PeerId, count: int) -> list[list[Hop]]:
+        sight = self._news.seen(self._views.uniform(0.0, MAX_AGE_S))
+        exclude = session.excluded(self._events.now_s)
+        owner = session.owner
+        return self._brain.routes(sight, span, owner, entry, exclude=exclude, count=count)
+
+    def _open(self, session: Session, turn: int) -> None:
+        """Find a route for all layers and take it, or try again, or give up."""
+        if session.ended or turn != session.turn:
+            return
+        found = self._routes(session, self._brain.whole, session.owner.peer, 1)
+        taken = self._take(session, found)
+        if isinstance(taken, float):
+            self._again(session, taken)
+            return
+        hops, members = taken
+        session.legs, session.spans = legs_of(hops, members)
+        session.enter(members, self._events.now_s)
+        self._tally.trace(self._events.now_s, "route", session.number, *hops)
+        if session.opened_s is None:
+            session.opened_s = self._events.now_s
+        if session.has_run:
+            self._failed_over(session)
+        self._compute(session, session.legs)
+
+    def _take(
+        self, session: Session, found: Sequence[list[Hop]]
+    ) -> tuple[list[Hop], list[Member]] | float:
+        """The first of these routes whose workers all take the session, or after how many
+        seconds to look again. Who refused or is gone is left out for a while."""
+        wait_s = 0.0
+        for hops in found:
+            members, late_s = self._ask_hops(session, hops)
+            if members:
+                return hops, members
+            wait_s = max(wait_s, late_s)
+        self._tally.detours += bool(found)
+        return wait_s if found else SEEK_INTERVAL_S
+
+    def _ask_hops(self, session: Session, hops: Sequence[Hop]) -> tuple[list[Member], float]:
+        """The workers of a route, or none and how long it takes to learn that one of them
+        can't: a refusal comes back after a round trip, silence lasts."""
+        members: list[Member] = []
+        until_s, wait_s = self._events.now_s + AVOID_S, 0.0
+        for hop in hops:
+            member = self._members.get(hop.peer)
+            if member is None or not member.alive:
+                session.shunned[hop.peer], wait_s = until_s, DETECT_S
+                continue
+            entered = session in member.sessions
+            if not member.offered.covers(hop.span) or (member.is_full and not entered):
+                owner = session.owner.candidate.coordinate
+                session.shunned[hop.peer] = until_s
+                wait_s = max(wait_s, owner.rtt_s(member.candidate.coordinate))
+                continue
+            members.append(member)
+        return (members, 0.0) if len(members) == len(hops) else ([], wait_s)
+
+    def _again(self, session: Session, wait_s: float) -> None:
+        """Look once more in a moment, up to the product's limit; then it is over.
+
+        Each pause is longer than all before it together, since looking is what takes us time.
+        """
+        now_s = self._events.now_s
+        if now_s - session.stalled_s > SEEK_LIMIT_S:
+            self._give_up(session)
+            return
+        wait_s = max(wait_s, min(now_s - session.stalled_s, MAX_PAUSE_S))
+        session.turn += 1
+        look = self._repair if session.legs else self._open
+        self._events.after(wait_s, look, session, session.turn)
+
+    def _give_up(self, session: Session) -> None:
+        if session.has_run:
+            self._tally.lost += 1
+            self._tally.lost_covered += self._tally.coverage[-1].weakest > 0
+        else:
+            self._tally.refused += 1
+        self._end(session, "lost" if session.has_run else "refused")
+
+    # -- computing ----------------------------------------------------------------------------
+
+    def _compute(self, session: Session, legs: Sequence[Leg]) -> None:
+        """Run the prompt, and all tokens so far, through these hops; then tokens follow."""
+        tokens = session.lengths.prompt + session.done
+        demand = self._brain.demand
+        time_s = prefill_s(session.owner, legs, demand, tokens)
+        session.rest()
+        chunks = -(-tokens // PREFILL_CHUNK)
+        for member, layers in legs:
+            cost = member.candidate.cost
+            fixed_s = layers * cost.fixed_s + member.candidate.pass_s
+            member.busy_s += chunks * fixed_s + tokens * layers * cost.token_s
+        session.beat(tokens / time_s, min(tokens, PREFILL_CHUNK), legs)
+        session.chunk = 0
+        session.turn += 1
+        self._events.after(time_s, self._computed, session, session.turn)
+
+    def _computed(self, session: Session, turn: int) -> None:
+        """The prompt is through, for the first time or on new hops."""
+        if turn != session.turn or session.ended:
+            return
+        now_s, tally = self._events.now_s, self._tally
+        session.has_run = True
+        session.shunned.clear()
+        if session.done == 0:
+            tally.first_s.add(now_s - session.asked_s)
+            tally.prompt_tokens += session.lengths.prompt
+        else:
+            tally.pause_s.add(now_s - session.stalled_s)
+            tally.token_s.add(now_s - session.stalled_s)
+        self._count(session, 1)
+        self._chunk(session)
+
+    def _chunk(self, session: Session) -> None:
+        """Begin the next few tokens at the pace that there is now."""
+        left = session.lengths.answer - session.done
+        if left <= 0:
+            self._tally.answered += 1
+            self._end(session, "answered")
+            return
+        session.chunk = min(CHUNK_TOKENS, left)
+        session.chunk_since_s = self._events.now_s
+        session.step_s = step_s(
+            session.owner, session.legs, self._brain.demand, session.rate, session.chunk
+        )
+        session.beat(1 / session.step_s, 1, session.legs)
+        session.turn += 1
+        self._events.after(session.chunk * session.step_s, self._advanced, session, session.turn)
+
+    def _advanced(self, session: Session, turn: int) -> None:
+        if turn != session.turn or session.ended:
+            return
+        self._tally.token_s.add(session.step_s, session.chunk)
+        self._count(session, session.chunk)
+        self._chunk(session)
+
+    def _count(self, session: Session, tokens: int) -> None:
+        session.done += tokens
+        self._tally.tokens += tokens
+        self._tally.at(self._events.now_s).tokens += tokens
+
+    # -- losing a hop -------------------------------------------------------------------------
+
+    def part(self, session: Session, member: Member, *, silent: bool) -> None:
+        """A worker computes no more for a session: it died, or said so."""
+        now_s = self._events.now_s
+        if session.chunk and session.rate:
+            done = min(session.chunk, int((now_s - session.chunk_since_s) / session.step_s))
+            if done:
+                self._tally.token_s.add(session.step_s, done)
+                self._count(session, done)
+        if not session.lost:
+            session.stalled_s = now_s
+        session.rest()
+        session.chunk = 0
+        session.lost[member] = None
+        session.quit([member], now_s)
+        session.turn += 1
+        self._tally.trace(now_s, "part", session.number, member.peer)
+        self._events.after(DETECT_S if silent else 0.0, self._repair, session, session.turn)
+
+    def _repair(self, session: Session, turn: int) -> None:
+        """Put others in the place of hops that are gone; if there are none, choose anew."""
+        if turn != session.turn or session.ended:
+            return
+        patches: list[_Patch] = []
+        for first, end in session.gaps():
+            span = Span(session.spans[first].start, session.spans[end - 1].end)
+            entry = session.legs[first - 1][0].peer if first else session.owner.peer
+            found = self._routes(session, span, entry, ALTERNATIVES)
+            if not found:
+                self._reroute(session)
+                return
+            taken = self._take(session, found)
+            if isinstance(taken, float):
+                self._again(session, taken)
+                return
+            patches.append((first, end, *taken))
+        self._patch(session, patches)
+
+    def _patch(self, session: Session, patches: Sequence[_Patch]) -> None:
+        fresh: list[Leg] = []
+        for first, end, hops, members in reversed(patches):
+            legs, spans = legs_of(hops, members)
+            session.legs[first:end], session.spans[first:end] = legs, spans
+            session.enter(members, self._events.now_s)
+            fresh = legs + fresh
+        session.lost.clear()
+        self._tally.trace(
+            self._events.now_s, "repair", session.number, *(one.peer for one, _ in fresh)
+        )
+        self._failed_over(session)
+        self._compute(session, fresh)
+
+    def _failed_over(self, session: Session) -> None:
+        self._tally.failovers += 1
+        self._tally.failed_over += not session.has_failed_over
+        session.has_failed_over = True
+        self._tally.at(self._events.now_s).failovers += 1
+
+    def _reroute(self, session: Session) -> None:
+        """No others for what is missing: leave all hops, and look for a whole route."""
+        members = [member for member, _ in session.legs]
+        session.legs, session.spans = [], []
+        session.lost.clear()
+        self._quit(session, members)
+        session.turn += 1
+        self._open(session, session.turn)
+
+    def _end(self, session: Session, how: str) -> None:
+        now_s = self._events.now_s
+        session.rest()
+        session.ended = True
+        del self.live[session]
+        if session.opened_s is not None:
+            self._tally.under_way(session.opened_s, now_s)
+        self._tally.trace(now_s, how, session.number, session.done)
+        self._quit(session, [member for member, _ in session.legs])
+
+    def _quit(self, session: Session, members: Sequence[Member]) -> None:
+        session.quit(members, self._events.now_s)
+        for member in members:
+            if member.draining:
+                self.drained(member)
+
+    def close(self) -> int:
+        """The run is over; how many sessions are under way."""
+        for session in self.live:
+            if session.opened_s is not None:
+                self._tally.under_way(session.opened_s, self._events.now_s)
+        return len(self.live)

@@ -1,0 +1,149 @@
+"""Where the product's own code is asked: capacity, plan, rebalance and route, on a made-up pool."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable
+
+import msgspec
+
+from gennode.node.crowd.member import Member, Owner
+from gennode.node.crowd.news import Sight
+from gennode.node.crowd.pool import (
+    DISK_BYTES_PER_S,
+    MODELS,
+    NUMBER_BYTES,
+    SESSIONS,
+    WEIGHT_BYTES,
+    Specimen,
+)
+from gennode.sharding import capacity, predict, rebalance
+from gennode.sharding.plan import Plan, plan
+from gennode.sharding.route import Preferences, RouteBoard
+from gennode.wire.coordinates import Coordinate
+from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.snapshot import Candidate, LayerCost, Snapshot
+
+_MAX_LINKS = 1 << 20  # that are remembered, some 200 MB
+
+
+class Brain:
+    """What the peers of a swarm decide, each by itself, about one model."""
+
+    def __init__(self, model: str, seed: int) -> None:
+        self._rng = random.Random(f"{seed}/routes")
+        self.shape = MODELS[model]
+        self.model = ModelId(hashlib.sha256(model.encode()).hexdigest())
+        self.whole = Span(0, self.shape.layers)
+        self.demand = capacity.demand_of(
+            self.shape, weight_bytes=WEIGHT_BYTES, number_bytes=NUMBER_BYTES
+        )
+        self._places: dict[PeerId, Candidate] = {}
+        self._links_s: dict[tuple[PeerId, PeerId], float] = {}
+
+    def candidate(self, specimen: Specimen) -> Candidate:
+        """What a machine would be worth."""
+        machine = specimen.machine
+        layers = capacity.layers_that_fit(
+            self.shape,
+            machine.memory_bytes,
+            sessions=SESSIONS,
+            positions=capacity.PLANNED_POSITIONS,
+            weight_bytes=WEIGHT_BYTES,
+            number_bytes=NUMBER_BYTES,
+        )
+        layer_bytes = self.demand.layer_bytes
+        fetch_s = layer_bytes / specimen.download_bytes_per_s
+        candidate = Candidate(
+            peer=specimen.peer,
+            capacity_layers=layers,
+            memory_bytes=machine.memory_bytes,
+            max_sessions=256,
+            cost=capacity.layer_cost(
+                self.shape, machine, weight_bytes=WEIGHT_BYTES, number_bytes=NUMBER_BYTES
+            ),
+            pass_s=machine.pass_s,
+            upload_bytes_per_s=machine.upload_bytes_per_s,
+            coordinate=machine.coordinate,
+            move_s=fetch_s + layer_bytes / DISK_BYTES_PER_S,
+        )
+        self._places[candidate.peer] = candidate
+        return candidate
+
+    def owner(self, peer: PeerId, place: Coordinate, upload_bytes_per_s: float) -> Candidate:
+        """Somebody who only asks."""
+        candidate = Candidate(peer, 0, 0, 0, LayerCost(0, 0), 0.0, upload_bytes_per_s, place)
+        self._places[peer] = candidate
+        return candidate
+
+    def routes(
+        self,
+        sight: Sight,
+        span: Span,
+        owner: Owner,
+        entry: PeerId,
+        *,
+        exclude: frozenset[PeerId],
+        count: int,
+    ) -> list[list[Hop]]:
+        """Chains of workers for a session, the best first; none if there is none.
+
+        The owner counts the sessions that it opened or ended itself since then.
+        """
+        if sight.board is None:
+            sight.board = RouteBoard(
+                sight.announcements, model=self.model, link_time_s=self.link_time_s
+            )
+        preferences = Preferences(
+            opened=owner.opened_since(sight.at_s), step_limit_s=self.demand.step_limit_s
+        )
+        found = sight.board.routes(
+            span,
+            entry,
+            count=count,
+            exclude=exclude,
+            allow_cold=False,
+            preferences=preferences,
+            rng=self._rng,
+        )
+        return [list(route.hops) for route in found]
+
+    def link_time_s(self, source: PeerId, target: PeerId) -> float:
+        """Seconds of a frame between two peers."""
+        time_s = self._links_s.get((source, target))
+        if time_s is None:
+            if len(self._links_s) >= _MAX_LINKS:
+                self._links_s.clear()
+            time_s = predict.link_s(self._places[source], self._places[target], self.demand, 0.0)
+            self._links_s[source, target] = time_s
+        return time_s
+
+    def snapshot(self, members: Iterable[Member], epoch: int) -> Snapshot:
+        """What is known of the workers that stay; who moves counts where it goes."""
+        peers = (
+            msgspec.structs.replace(one.candidate, held=one.target)
+            for one in members
+            if one.listed and not one.leaving
+        )
+        return Snapshot(self.model, epoch, self.demand, tuple(peers))
+
+    def plan(self, members: Iterable[Member], epoch: int) -> Plan:
+        """Phase one for the whole pool."""
+        return plan(self.snapshot(members, epoch))
+
+    def place(self, members: Iterable[Member], newcomer: Member, epoch: int) -> Span:
+        """Where a newcomer helps most."""
+        return rebalance.place(self.snapshot(members, epoch), newcomer.candidate)
+
+    def next_move(
+        self, members: Iterable[Member], without: Iterable[PeerId], epoch: int
+    ) -> rebalance.Move | None:
+        """The one move that is due between plans."""
+        snapshot = self.snapshot(members, epoch)
+        return rebalance.next_move(snapshot, without=frozenset(without))
+
+    def decide(self, members: Iterable[Member], epoch: int) -> Plan | None:
+        """A new plan for the whole pool, if it is worth its moves."""
+        decide = getattr(rebalance, "decide", None)
+        return decide(self.snapshot(members, epoch)).plan if decide else None

@@ -1,0 +1,126 @@
+"""One worker of a made-up swarm: what it holds, what it offers, who computes there now."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from gennode.node.crowd.pool import Specimen
+from gennode.sharding.predict import sessions_of
+from gennode.wire.announcement import Announcement, Hosting
+from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.snapshot import Candidate, Demand
+
+if TYPE_CHECKING:
+    from gennode.node.crowd.session import Session
+
+NOTHING = Span(0, 0)
+_REMEMBERED_S = 20.0  # longer than any news is old
+_LIFETIME_S = 30.0  # of an announcement, as in node/peer.py
+
+
+class Owner:
+    """Who asks. `candidate` has no layers: it is there for its place and its line."""
+
+    __slots__ = ("_changes", "candidate", "peer")
+
+    def __init__(self, peer: PeerId, candidate: Candidate) -> None:
+        self.peer = peer
+        self.candidate = candidate
+        self._changes: deque[tuple[float, PeerId, int]] = deque()
+
+    def noted(self, now_s: float, peer: PeerId, change: int) -> None:
+        """It has a session more, or less, at a worker."""
+        self._changes.append((now_s, peer, change))
+        while now_s - self._changes[0][0] > _REMEMBERED_S:
+            self._changes.popleft()
+
+    def opened_since(self, at_s: float) -> dict[PeerId, int]:
+        """Its sessions at workers now, less those that it had at a moment."""
+        opened: dict[PeerId, int] = {}
+        for when_s, peer, change in reversed(self._changes):
+            if when_s <= at_s:
+                break
+            opened[peer] = opened.get(peer, 0) + change
+        return opened
+
+
+class Member:
+    """A worker. `span` is loaded; `offered`, a part of it, takes new sessions; `target` is where
+    it is going, which others count on. `on_disk` needs no fetching. `rate` sums up tokens per
+    second times layers over the sessions that compute, `batch` the layers that one pass of all
+    of them takes.
+    """
+
+    __slots__ = (
+        "_announcement", "_told", "alive", "batch", "busy_s", "candidate", "draining", "leaving",
+        "listed", "max_sessions", "move", "offered", "on_disk", "rate", "serving_s",
+        "serving_since_s", "sessions", "span", "specimen", "target",
+    )  # fmt: skip
+
+    def __init__(self, specimen: Specimen, candidate: Candidate, on_disk: Span = NOTHING) -> None:
+        self.specimen = specimen
+        self.candidate = candidate
+        self.on_disk = on_disk
+        self.span = self.offered = self.target = NOTHING
+        self.alive = True
+        self.leaving = False
+        self.listed = True  # others see it in the directory
+        self.draining = False  # waits for sessions to leave what it no longer offers
+        self.move = 0
+        self.sessions: dict[Session, None] = {}
+        self.max_sessions = 0
+        self.rate = 0.0
+        self.batch = 0
+        self.busy_s = self.serving_s = 0.0
+        self.serving_since_s: float | None = None
+        self._told: tuple[Span, int] | None = None
+        self._announcement: Announcement | None = None
+
+    @property
+    def peer(self) -> PeerId:
+        """Its id."""
+        return self.candidate.peer
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it refuses further sessions."""
+        return len(self.sessions) >= self.max_sessions
+
+    def hold(self, span: Span, demand: Demand) -> None:
+        """All of `span` is loaded and offered from now on; what was loaded else is gone."""
+        self.span = self.offered = self.target = span
+        self.max_sessions = sessions_of(self.candidate, span.layers, demand)
+
+    def announcement(self, model: ModelId) -> Announcement:
+        """What it says about itself now."""
+        told = (self.offered, len(self.sessions))
+        if self._announcement is None or told != self._told:
+            self._told = told
+            self._announcement = self._make_announcement(model)
+        return self._announcement
+
+    def _make_announcement(self, model: ModelId) -> Announcement:
+        cost, layers = self.candidate.cost, max(1, self.offered.layers)
+        hosting = Hosting(
+            model=model,
+            spans=(self.offered,) if self.offered.layers else (),
+            spare_layers=0,
+            layer_time_s=cost.pass_s(1) + self.candidate.pass_s / layers,
+            load_time_s=self.candidate.move_s,
+            max_sessions=self.max_sessions,
+            compute_class=self.specimen.kind.name,
+            further_time_s=cost.token_s,
+        )
+        return Announcement(
+            peer=self.peer,
+            sequence=0,
+            instance=0,
+            lifetime_s=_LIFETIME_S,
+            hosting=(hosting,),
+            sessions=len(self.sessions),
+            relay=False,
+            reach="direct",
+            addresses=(),
+            machine=self.specimen.machine,
+        )
