@@ -165,9 +165,10 @@ def layer_cost(
 ) -> LayerCost:
     """`layer_time` as a line through its values for 1 and 32 tokens, which are exact.
 
-    It holds for an engine that computes the tokens of a pass together. In between it is at most 1.7 times too slow (where reading decides for few tokens and
-    arithmetic for many) and, with experts, of which the first tokens read most, at least 0.44
-    of the truth. Beyond 32 tokens it knows nothing of arithmetic that overtakes reading there.
+    It holds for an engine that computes the tokens of a pass together. In between it is at
+    most 1.7 times too slow (where reading decides for few tokens and arithmetic for many) and,
+    with experts, of which the first tokens read most, at least 0.44 of the truth. Beyond 32
+    tokens it knows nothing of arithmetic that overtakes reading there.
     """
     few_s, many_s = (
         layer_time(
