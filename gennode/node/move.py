@@ -40,7 +40,7 @@ GIVE_UP_S = 8.0
 MAX_PATIENCE_S = 120.0
 
 RETRY_S = 1.0  # after a fetch or a load that failed; twice as long after each further one
-MAX_RETRY_S = 120.0
+MAX_RETRY_S, GAP_RETRY_S = 120.0, 1.0
 
 Layers = frozenset[int]
 
@@ -167,7 +167,8 @@ class MoveMachine:
             self._loading = False
         if not succeeded:
             self._fetched -= layers  # what can't be loaded may be damaged
-            pause_s = min(MAX_RETRY_S, RETRY_S * (1 << min(self._failures, 10)))
+            longest_s = MAX_RETRY_S if self._closing is None else GAP_RETRY_S
+            pause_s = min(longest_s, RETRY_S * (1 << min(self._failures, 10)))
             self._failures += 1
             self._retry_s = now_s + pause_s
             return
@@ -223,10 +224,10 @@ class MoveMachine:
         self._named_s = {peer: self._named_s.get(peer, now_s) for peer in named}
         self._give_up(now_s, view, named)
         own_s = now_s - self._named_s.get(self._peer, now_s)
-        if self._peer in named and (self._closing is not None or own_s >= GAP_SETTLE_S):
-            self._closing = named[self._peer]
-        elif self._closing is not None and not _layers(self._closing) & gap:
+        if self._closing is not None and not _layers(self._closing) & gap:
             self._closing = None
+        if self._closing is None and self._peer in named and own_s >= GAP_SETTLE_S:
+            self._closing = named[self._peer]
         return self._closing
 
     def _give_up(self, now_s: float, view: View, named: Mapping[PeerId, Span]) -> None:
@@ -271,15 +272,15 @@ class MoveMachine:
         """Withdraw what others host, and free what is withdrawn and not used any more."""
         settle_s = GAP_SETTLE_S if self._closing is not None else SETTLE_S
         drain_s = GAP_DRAIN_S if self._closing is not None else DRAIN_LIMIT_S
+        missing = wanted - view.loaded
         free = frozenset(
             layer
             for layer, since_s in self._left_s.items()
             if now_s - since_s >= (drain_s if layer in view.used else settle_s)
         )
-        if free:
+        if free and missing <= self._fetched:
             self._loading = True
             return [Unload(maximal_spans(free)[0])]
-        missing = wanted - view.loaded
         surplus = view.loaded - view.leaving - wanted
         able = self._able_to_leave(surplus, view, others)
         self._free_s = {one: self._free_s.get(one, now_s) for one in able}
@@ -289,12 +290,13 @@ class MoveMachine:
         return [Withdraw(span) for span in maximal_spans(ripe)] if is_time else []
 
     def _is_time(self, missing: Layers, view: View) -> bool:
-        """Whether to let go of anything now: a gap is closed before all else, then files have
-        to be here, and what fits beside is loaded first."""
+        """Whether to let go of anything now: a gap is closed before all else; then files have to
+        be here, but for a gap's, and what fits beside is loaded first."""
         if self._named_s and self._closing is None:
             return False
         room = view.capacity_layers - len(view.loaded) + len(view.leaving)
-        return not missing or (missing <= self._fetched and len(missing) > room)
+        is_here = missing <= self._fetched or self._closing is not None
+        return not missing or (is_here and len(missing) > room)
 
     def _obstacle(self, missing: Layers, surplus: Layers, able: Layers, view: View) -> str:
         if missing - self._fetched:
@@ -312,12 +314,14 @@ class MoveMachine:
         self, surplus: Layers, view: View, others: Mapping[PeerId, Layers]
     ) -> Layers:
         """The layers that somebody else hosts, and will host for as long as it takes."""
-        planned = {hop.peer: _layers(hop.span) for hop in view.plan}
+        going = {hop.peer: _layers(hop.span) for hop in view.plan}
+        if self._closing is not None:  # whoever is not named stays where it is
+            going = {peer: going.get(peer, frozenset()) for peer in self._named_s}
         rank = self._rank(self._peer)
         staying: Layers = frozenset()
         for peer, held in others.items():
             stays = self._rank(peer) > rank  # it leaves after us, and will see that we have left
-            staying |= held if stays else held & planned.get(peer, held)
+            staying |= held if stays else held & going.get(peer, held)
         return surplus & staying
 
     def _rank(self, peer: PeerId) -> bytes:

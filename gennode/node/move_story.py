@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
+from gennode.engine.contract import maximal_spans
 from gennode.engine.sample import Sampling
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
+from gennode.node.hop import MAX_SESSIONS
 from gennode.node.move import (
     Fetch,
     Load,
@@ -24,7 +29,8 @@ from gennode.node.prompt import answer
 from gennode.node.simulated import SimulatedSwarm
 from gennode.node.simulation import undisturbed
 from gennode.node.worker import Worker
-from gennode.sharding.rebalance import next_moves, place, uncovered
+from gennode.sharding.capacity import demand_of
+from gennode.sharding.rebalance import after, next_moves, place, uncovered
 from gennode.sharding.route import Route
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import Hop, PeerId, Span
@@ -44,6 +50,7 @@ FIRST_S = 16.0  # when the first workers are all there
 EVENT_S = 16.0  # from one event to the next: what it broke is mended by then
 EVENTS = 4
 COVER_LIMIT_S = 10.0
+NOTICED_S = 4.0  # until then somebody may count on a worker that has lost power
 PATIENCE_S = 20.0  # of who asks while some layers have nobody
 STORY_LIMIT_S = 400.0
 
@@ -52,9 +59,9 @@ STORY_LIMIT_S = 400.0
 class MoveStory:
     """What came of one seed.
 
-    `lost_by_move`: how often a layer lost its last host without a fault. `cover_s`: after each
-    fault that left a gap, until all layers had a host again. `moved_by_join`: per join without
-    anything else going on, how many others moved.
+    `lost_by_move`: how often a layer lost its last host though all saw who was there.
+    `cover_s`: after each fault that left a gap, until all layers had a host again.
+    `moved_by_join`: per join without anything else going on, how many others moved.
     """
 
     seed: int
@@ -111,6 +118,21 @@ class _Follower:
         spans = self.worker.engine.spans() if self.worker else ()
         return all(hop.span in spans for hop in self.plan if hop.peer == self.peer)
 
+    @property
+    def candidate(self) -> Candidate:
+        """What it would be worth, before it hosts anything."""
+        cost, memory_bytes = LayerCost(0.001, 0.001), 1 << 40
+        return Candidate(
+            self.peer,
+            self.capacity_layers,
+            memory_bytes,
+            MAX_SESSIONS,
+            cost,
+            0.0,
+            0.0,
+            Coordinate(),
+        )
+
     def snapshot(self) -> Snapshot:
         machine = self._swarm.peers[self.peer].machine
         return self._pool.snapshot(machine.present(self._swarm.now_s))
@@ -119,11 +141,7 @@ class _Follower:
         """Choose layers, load them, announce them, and move from then on."""
         if not self.is_alive:
             return
-        cost = LayerCost(0.001, 0.001)
-        newcomer = Candidate(
-            self.peer, self.capacity_layers, 1 << 40, 16, cost, 0.0, 0.0, Coordinate()
-        )
-        span = place(self.snapshot(), newcomer)
+        span = place(self.snapshot(), self.candidate)
         engine = ToyShard(MANIFEST)
         engine.load(span)
         self.worker = Worker(engine, LAYERS, self.capacity_layers, loads_on_request=False)
@@ -194,17 +212,21 @@ class _Stage:
         self.followers: list[_Follower] = []
         self._is_covered = False
         self._uncovered_s = 0.0
+        self._fault_s = float("-inf")
         self._quiet_join: dict[PeerId, int] | None = None
 
     def look(self, *, fault: bool) -> None:
         """Whether all layers have a host, right after something changed."""
         held = frozenset[int]().union(*(one.hosts for one in self.followers))
         is_covered = len(held) == LAYERS
+        now_s = self.swarm.now_s
+        if fault:
+            self._fault_s = now_s
         if self._is_covered and not is_covered:
-            self.story.lost_by_move += not fault
-            self._uncovered_s = self.swarm.now_s
+            self.story.lost_by_move += now_s - self._fault_s > NOTICED_S
+            self._uncovered_s = now_s
         elif is_covered and not self._is_covered and self._uncovered_s:
-            self.story.cover_s.append(self.swarm.now_s - self._uncovered_s)
+            self.story.cover_s.append(now_s - self._uncovered_s)
         self._is_covered = is_covered
 
     def keep_looking(self) -> None:
@@ -271,7 +293,7 @@ class _Stage:
         self.rng.shuffle(alive)
         for victim in alive:
             rest = [one for one in alive if one is not victim]
-            if rest and _can_cover(rest[0].snapshot(), victim.peer):
+            if self._is_covered and _can_cover(rest):
                 self._take_away(victim.peer, kind)
                 self.look(fault=True)
                 return True
@@ -288,14 +310,22 @@ class _Stage:
             swarm.crash(peer)
 
 
-def _can_cover(snapshot: Snapshot, without: PeerId) -> bool:
-    """Whether the pool covers the model when a peer is gone, with one move each."""
-    peers = tuple(one for one in snapshot.peers if one.peer != without)
-    rest = Snapshot(snapshot.model, snapshot.epoch, snapshot.demand, peers)
-    covered = {layer for one in peers for layer in range(one.held.start, one.held.end)}
-    for move in next_moves(rest):
-        covered |= set(range(move.span.start, move.span.end))
-    return len(covered) == LAYERS and not uncovered(snapshot)
+def _can_cover(followers: Sequence[_Follower]) -> bool:
+    """Whether these cover the model, with one move each if need be."""
+    held = {one.peer: maximal_spans(one.hosts) for one in followers}
+    peers = tuple(
+        msgspec.structs.replace(one.candidate, held=max(held[one.peer], key=_width))
+        for one in followers
+        if held[one.peer]
+    )
+    pool = Snapshot(MODEL, 0, demand_of(SHAPE), peers)
+    for move in next_moves(pool):
+        pool = after(pool, move)
+    return not uncovered(pool)
+
+
+def _width(span: Span) -> int:
+    return span.layers
 
 
 def tell_move(seed: int) -> MoveStory:

@@ -5,6 +5,7 @@ a whole pool is better planned anew. One peer moves where one is enough.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gennode.sharding.flow import flow
+from gennode.sharding.plan import Plan, plan
 from gennode.sharding.predict import sessions_of, stage_s
-from gennode.wire.ids import PeerId, Span
+from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, Snapshot
 
 # Of a step's limit, how far away a host may be and still count half: a route of some eight hops
@@ -25,6 +28,27 @@ MAX_GAPS = 16
 
 _Supply = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.int64]
+
+
+# A new plan has to be worth so much more than what there is, and to win back within ten minutes
+# what moving costs: pools of strangers do not hold still for much longer.
+MIN_GAIN = 0.2
+PAYBACK_S = 600.0
+
+# Where no token keeps to the step limit, what longer limits give is compared: so many doublings.
+_DOUBLINGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether to plan a whole pool anew: `plan` is None if not. `gain`: the share by which the
+    new plan's rate exceeds that of what there is, infinite where nothing flows now. `why`, in
+    words.
+    """
+
+    plan: Plan | None
+    gain: float
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +117,7 @@ def next_move(
     if best is None:
         return None
     _, peer, span = best
-    named = ", ".join(str(gap) for gap in gaps[:MAX_GAPS])
-    return Move(peer, span, f"nobody holds layers {named}")
+    return Move(peer, span, f"nobody holds layers {_named(gaps)}")
 
 
 def next_moves(
@@ -116,8 +139,80 @@ def next_moves(
         if move is None:
             break
         moves.append(move)
-        snapshot = _after(snapshot, move)
+        snapshot = after(snapshot, move)
     return tuple(moves)
+
+
+def decide(snapshot: Snapshot, accepted: Sequence[Hop] = ()) -> Decision:
+    """Whether it is worth while to plan the pool anew, and everybody to move.
+
+    It is where some layers have nobody and no moves of single peers mend that, or where the new
+    plan's predicted rate exceeds that of what is held by `MIN_GAIN`, and what it wins in
+    `PAYBACK_S` is more than what is lost while layers are loaded. They are loaded side by side,
+    so the slowest decides, and that share of the rate is lost whose hosts move. `accepted`: who
+    hosts what by the plan that is being carried out; a new one has to be better than that, too.
+    """
+    found = plan(snapshot)
+    gaps = uncovered(snapshot)
+    if found.missing:
+        return Decision(None, 0.0, found.missing)
+    if gaps:
+        mended = snapshot
+        for move in next_moves(snapshot):
+            mended = after(mended, move)
+        if not uncovered(mended):
+            return Decision(None, math.inf, "moves of single peers close the gaps")
+        return Decision(found, math.inf, f"nobody holds layers {_named(gaps)}")
+    demand = snapshot.demand
+    by_peer = {one.peer: one for one in snapshot.peers}
+    held = [(one, one.held) for one in _hosts(snapshot)]
+    now_rate = _worth(held, demand, ())
+    aimed = {hop.peer: hop.span for hop in accepted if hop.peer in by_peer}
+    if aimed:
+        going = [(one, aimed.get(one.peer, one.held)) for one in snapshot.peers]
+        now_rate = max(now_rate, _worth(going, demand, ()))
+    planned = [(by_peer[hop.peer], hop.span) for hop in found.hosts]
+    return _weighed(found, _worth(planned, demand, found.pipelines), now_rate, planned)
+
+
+def _weighed(
+    found: Plan, rate: float, now_rate: float, planned: Sequence[tuple[Candidate, Span]]
+) -> Decision:
+    """Gain against what moving costs."""
+    gain = rate / now_rate - 1 if now_rate > 0 else (math.inf if rate > 0 else 0.0)
+    if gain < MIN_GAIN:
+        why = f"a new plan would give {100 * gain:.0f} % more, which is less than"
+        return Decision(None, gain, f"{why} {100 * MIN_GAIN:.0f} %")
+    moving_s, moved, held = 0.0, 0, 0
+    for one, span in planned:
+        kept = max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
+        moving_s = max(moving_s, (span.layers - kept) * one.move_s)
+        moved += one.held.layers - kept
+        held += one.held.layers
+    won = (rate - now_rate) * max(0.0, PAYBACK_S - moving_s)
+    lost = now_rate * moving_s * (moved / max(1, held))
+    if won <= lost:
+        why = f"moving would take {moving_s:.0f} s and cost more than {PAYBACK_S:.0f} s win back"
+        return Decision(None, gain, why)
+    more = f"{100 * gain:.0f} % more" if gain < math.inf else "tokens, where now there are none"
+    return Decision(found, gain, f"a new plan gives {more}")
+
+
+def _worth(
+    hosts: Sequence[tuple[Candidate, Span]],
+    demand: Demand,
+    pipelines: Sequence[Sequence[Hop]],
+) -> float:
+    """Tokens per second within the step limit. If none keep to it, those within the least
+    multiple of it (by twos) that some keep to, times the square of how far that misses, as in
+    `predict.worth`."""
+    limit_s, share = demand.step_limit_s, 1.0
+    for _ in range(_DOUBLINGS):
+        rate = flow(hosts, demand, limit_s, pipelines).rate_token_s
+        if rate > 0:
+            return rate * share * share
+        limit_s, share = 2 * limit_s, share / 2
+    return 0.0
 
 
 def uncovered(snapshot: Snapshot) -> tuple[Span, ...]:
@@ -125,7 +220,11 @@ def uncovered(snapshot: Snapshot) -> tuple[Span, ...]:
     return tuple(_runs(_counts(_hosts(snapshot), snapshot.demand.layers) == 0))
 
 
-def _after(snapshot: Snapshot, move: Move) -> Snapshot:
+def _named(spans: Sequence[Span]) -> str:
+    return ", ".join(str(span) for span in spans[:MAX_GAPS])
+
+
+def after(snapshot: Snapshot, move: Move) -> Snapshot:
     """What is held once a peer has moved."""
     peers = tuple(
         msgspec.structs.replace(one, held=move.span) if one.peer == move.peer else one
