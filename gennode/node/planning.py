@@ -23,7 +23,7 @@ from gennode.node.proposals import Decided, Pending, Planned, Proposals, Refused
 from gennode.node.spread import Spread, standing
 from gennode.node.witness import PACE, Pace, TakeSnapshot, Witness
 from gennode.wire.announcement import Announcement
-from gennode.wire.ids import ModelId, PeerId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
 from gennode.wire.proposal import sign_proposal
 from gennode.wire.signing import Key
@@ -36,10 +36,16 @@ TOLD_FIRST = 3  # of those next in line, who would otherwise propose something t
 
 @dataclass(frozen=True)
 class Judge:
-    """Decide what follows from a snapshot, away from the loop; `judged` is told the outcome."""
+    """Decide what follows from a snapshot, away from the loop; `judged` is told the outcome.
+
+    `accepted`: what the plan that is being carried out has peers host, where we think of
+    proposing another; it has to be better than that, too. Empty for proposals of others, which
+    all who check them have to judge alike.
+    """
 
     job: int
     snapshot: Snapshot
+    accepted: tuple[Hop, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,8 @@ class PlanningMachine:
     ) -> Judge:
         self._jobs += 1
         self._job = _Job(self._jobs, now_s, snapshot, marks, pending)
-        return Judge(self._jobs, snapshot)
+        carried_out = self._current.plan.hosts if self._current and pending is None else ()
+        return Judge(self._jobs, snapshot, carried_out)
 
     def judged(self, job: int, decision: Decided | None, now_s: float) -> list[PlanAction]:
         """What follows from a snapshot of `Judge`; None if it could not be decided."""
