@@ -38,6 +38,6 @@ class Coordinate(msgspec.Struct, frozen=True, array_like=True):
         return math.sqrt(dx_s * dx_s + dy_s * dy_s)
 
     def rtt_s(self, other: Coordinate) -> float:
-        """Predicted seconds to `other` and back. The same bits on every machine: the square
-        root is correctly rounded, which `math.hypot` need not be."""
-        return self.plane_s(other) + self.height_s + other.height_s
+        """Predicted seconds to `other` and back. The same bits from both ends and on every machine:
+        the square root is correctly rounded, which `math.hypot` need not be."""
+        return self.plane_s(other) + (self.height_s + other.height_s)

@@ -30,7 +30,7 @@ from gennode.wire.messages import MAX_PROBE_BYTES, Echo, Probe
 FIRST_PARTNERS = 8  # are probed at once, so that a newcomer soon knows where it is
 # Then the time between probes grows from the one to the other: by 1 s for each PATIENCE_S. A
 # round trip is 84 bytes in frames, half of them ours: 28 B/s with those that we answer.
-MIN_INTERVAL_S = 0.5
+MIN_INTERVAL_S = 0.6
 MAX_INTERVAL_S = 3.0
 PATIENCE_S = 15.0
 
@@ -43,7 +43,7 @@ MAX_TRACKED = 1024  # past this the peers that were measured longest ago are for
 
 UPLOAD_INTERVAL_S = 300.0
 FIRST_UPLOADS = 3  # come sooner, so that the first announcements can tell of it
-FIRST_UPLOAD_INTERVAL_S = 10.0
+FIRST_UPLOAD_INTERVAL_S = 10.0  # before the first as well: by then the nearest are known
 UPLOADS = 5  # of which the median counts
 NEAREST = 4  # of whom one takes the payload: on a long way it would be TCP that is measured
 MIN_UPLOAD_S = 1e-4  # a line that takes less can't be told from noise
@@ -105,7 +105,7 @@ class Distances:
         self._next_probe_s = -math.inf
         self._uploads: deque[float] = deque(maxlen=UPLOADS)  # bytes per second
         self._uploads_sent = 0
-        self._next_upload_s = -math.inf
+        self._next_upload_s = math.inf
         self._echoes: dict[PeerId, Bucket] = {}
         self._all_echoes = Bucket(ALL_ECHOES_PER_S, ALL_ECHOES_BURST, ALL_ECHOES_BURST, 0.0)
 
@@ -118,6 +118,7 @@ class Distances:
         self._forget(now_s)
         if self._start_s == -math.inf:
             self._start_s = self._next_probe_s = now_s
+            self._next_upload_s = now_s + FIRST_UPLOAD_INTERVAL_S
         outgoing = [self._probe(peer, now_s) for peer in self._newcomers(partners)]
         if now_s >= self._next_probe_s:
             grown_s = (now_s - self._start_s) / PATIENCE_S
@@ -202,15 +203,13 @@ class Distances:
         return sorted(free, key=lambda peer: self._probed_s.get(peer, -math.inf))[:1]
 
     def _lines(self, partners: Sequence[PeerId]) -> list[PeerId]:
-        """Whom to send a payload: one of the nearest, once a few are known."""
+        """Whom to send a payload: one of the nearest."""
         known = [
             (rtt_s, peer)
             for peer in partners
             if (rtt_s := self.rtt_s(peer)) is not None and peer not in self._pending
         ]
-        if len(known) < min(NEAREST, len(partners)):
-            return []
-        return [self._rng.choice(sorted(known)[:NEAREST])[1]]
+        return [self._rng.choice(sorted(known)[:NEAREST])[1]] if known else []
 
     def _probe(self, peer: PeerId, now_s: float, *, full: bool = False) -> Outgoing:
         payload_bytes = MAX_PROBE_BYTES if full else 0

@@ -33,7 +33,7 @@ OUTLIER_FACTOR = 5.0
 MIN_OUTLIER_S = 0.005
 ROUGH_ERROR = 0.25
 ROUNDS = 16  # of all neighbours; fewer once a round moves us by less than this
-STILL_S = 0.0002
+STILL_S = 0.001
 
 Landmark = tuple[Coordinate, float]
 """Where a neighbour says that it is, and the measured seconds to it and back."""
