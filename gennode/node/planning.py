@@ -111,6 +111,11 @@ class PlanningMachine:
         """The plan that this peer follows, and what it follows from."""
         return (self._current.plan, self._current.snapshot) if self._current else None
 
+    @property
+    def accepted(self) -> Accepted | None:
+        """The same with its publisher and epoch."""
+        return self._current
+
     def target(self, peer: PeerId) -> Span | None:
         """What the plan has a peer host; None if the plan does not speak of it."""
         hosts = self._current.plan.hosts if self._current else ()
@@ -128,7 +133,7 @@ class PlanningMachine:
         actions = self._weigh(now_s)
         actions += self._propose(now_s)
         others = [peer for peer in self._witness.live if peer != self.peer]
-        actions += self._spread.tick(now_s, others, self._epoch - 1, self._wants)
+        actions += self._spread.tick(now_s, others, self._epoch, self._wants)
         return actions
 
     @property
@@ -146,7 +151,7 @@ class PlanningMachine:
         match message:
             case PlanDigest():
                 is_known = self._witness.is_live(sender)
-                return [*self._spread.heard(sender, message, now_s)] if is_known else []
+                return [*self._spread.heard(sender, message, now_s, is_known=is_known)]
             case PlanWanted():
                 return [*self._spread.wanted(sender, message, now_s)]
             case PlanSent():
@@ -246,7 +251,7 @@ class PlanningMachine:
 
     def _may_look(self, epoch: int, now_s: float) -> bool:
         """Whether it is our turn in an epoch that we have seen from its beginning."""
-        if epoch <= self._looked_epoch or self._is_resting(epoch):
+        if epoch in {self._looked_epoch, self._looked_epoch - 1} or self._is_resting(epoch):
             return False
         since_s = self._unix_s - epoch * self._pace.epoch_s
         if self._witness.age_s(now_s) < since_s + self._pace.settle_s:
@@ -258,9 +263,11 @@ class PlanningMachine:
         return not self._proposals.has_better(ours, now_s)
 
     def _is_resting(self, epoch: int) -> bool:
+        """Whether a plan was accepted lately; one far ahead tells that our clock was wrong."""
         if self._current is None:
             return False
-        return (epoch - self._current.epoch) * self._pace.epoch_s < self._pace.rest_s
+        epochs = epoch - self._current.epoch
+        return epochs >= -1 and epochs * self._pace.epoch_s < self._pace.rest_s
 
     def _propose_it(self, job: _Job, decision: Decided | None, now_s: float) -> list[PlanAction]:
         plan = decision.plan if decision is not None else None

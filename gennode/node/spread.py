@@ -59,7 +59,7 @@ class Spread:
     def __init__(self, peer: PeerId, model: ModelId, rng: Random, now_s: float = 0.0) -> None:
         self._peer = peer
         self._rng = rng
-        self._told = PlanDigest(model, 0, PeerId(""), bytes(DIGEST_BYTES))
+        self._none = self._told = PlanDigest(model, 0, PeerId(""), bytes(DIGEST_BYTES))
         self._sent = b""
         self._is_news = False
         self._tell_first: Sequence[PeerId] = ()
@@ -92,15 +92,17 @@ class Spread:
         self,
         now_s: float,
         others: Sequence[PeerId],
-        oldest_epoch: int,
+        epoch: int,
         wants: Callable[[PlanDigest], bool],
     ) -> list[Send]:
         """Tell and ask what is due. `others`: who may follow plans of this model, sorted.
 
-        Offers older than `oldest_epoch` are dropped; `wants` says which of the rest to ask for
-        now.
+        Offers of epochs before the one before `epoch` are dropped; `wants` says which of the rest
+        to ask for now.
         """
-        self._oldest_epoch = oldest_epoch
+        self._oldest_epoch = epoch - 1
+        if self._told.epoch > epoch + 1:  # our clock was ahead: it must not win against all others
+            self._told, self._sent = self._none, b""
         self._expire(now_s)
         return [*self._tell(now_s, others), *self._ask(now_s, wants)]
 
@@ -148,10 +150,14 @@ class Spread:
 
     # -- what comes in ------------------------------------------------------------------------
 
-    def heard(self, teller: PeerId, digest: PlanDigest, now_s: float) -> list[Send]:
-        """A peer of ours told which plan it follows: note it, or tell it of a better one."""
+    def heard(
+        self, teller: PeerId, digest: PlanDigest, now_s: float, *, is_known: bool
+    ) -> list[Send]:
+        """A peer told which plan it follows: note it if we know the peer, or tell it of ours if
+        that is better."""
         theirs, ours = standing(digest), standing(self._told)
-        if theirs < ours and digest.epoch >= self._oldest_epoch and teller not in self._shunned:
+        is_heard = is_known and teller not in self._shunned
+        if is_heard and theirs < ours and digest.epoch >= self._oldest_epoch:
             self._offers.pop(teller, None)
             self._offers[teller] = digest
             _cut(self._offers, MAX_OFFERS)

@@ -42,7 +42,11 @@ def spread() -> Spread:
 
 
 def tick(one: Spread, now_s: float, *, wants: bool = True) -> list[Send]:
-    return one.tick(now_s, OTHERS, EPOCH - 1, lambda _digest: wants)
+    return one.tick(now_s, OTHERS, EPOCH, lambda _digest: wants)
+
+
+def hear(one: Spread, teller: PeerId, told: PlanDigest, now_s: float) -> list[Send]:
+    return one.heard(teller, told, now_s, is_known=True)
 
 
 def asked(sends: list[Send]) -> list[PeerId]:
@@ -82,26 +86,44 @@ def test_news_is_told_to_a_few_and_first_to_those_who_would_publish_next() -> No
 def test_who_tells_of_a_worse_plan_is_told_of_ours_at_times() -> None:
     one = spread()
     tick(one, 0.0)
-    assert one.heard(OTHERS[0], digest(2), 0.0) == []  # we follow none
+    assert hear(one, OTHERS[0], digest(2), 0.0) == []  # we follow none
     one.follow(digest(1), SENT)
-    assert one.heard(OTHERS[0], digest(2), 1.0) == [Send(OTHERS[0], digest(1))]
-    assert one.heard(OTHERS[0], digest(2), 1.5) == []
-    assert len(one.heard(OTHERS[0], digest(2), 1.0 + REPLY_INTERVAL_S)) == 1
-    assert one.heard(OTHERS[1], digest(1), 1.0) == []
-    assert one.heard(OTHERS[1], digest(0), 1.0) == []
+    assert hear(one, OTHERS[0], digest(2), 1.0) == [Send(OTHERS[0], digest(1))]
+    assert hear(one, OTHERS[0], digest(2), 1.5) == []
+    assert len(hear(one, OTHERS[0], digest(2), 1.0 + REPLY_INTERVAL_S)) == 1
+    assert hear(one, OTHERS[1], digest(1), 1.0) == []
+    assert hear(one, OTHERS[1], digest(0), 1.0) == []
 
 
 def test_a_plan_that_nobody_may_take_any_more_is_not_told_as_an_answer() -> None:
     one = spread()
     one.follow(digest(), SENT)
-    one.tick(0.0, OTHERS, EPOCH + 1, lambda _digest: True)
-    assert one.heard(OTHERS[0], digest(2), 1.0) == []
+    one.tick(0.0, OTHERS, EPOCH + 2, lambda _digest: True)
+    assert hear(one, OTHERS[0], digest(2), 1.0) == []
+
+
+def test_a_plan_that_is_ahead_of_all_clocks_wins_no_more_once_ours_is_right() -> None:
+    one = spread()
+    one.follow(digest(epoch=EPOCH + 2), SENT)
+    tick(one, 0.0)
+    hear(one, OTHERS[0], digest(), 0.0)
+    assert asked(tick(one, 0.1)) == [OTHERS[0]]
+
+
+def test_strangers_are_told_and_not_believed() -> None:
+    one = spread()
+    tick(one, 0.0)
+    assert one.heard(OTHERS[0], digest(1), 0.0, is_known=False) == []
+    assert tick(one, 0.1) == []
+    one.follow(digest(1), SENT)
+    stranger = one.heard(OTHERS[0], digest(2), 0.2, is_known=False)
+    assert stranger == [Send(OTHERS[0], digest(1))]
 
 
 def test_a_better_plan_is_asked_for_once_it_is_wanted() -> None:
     one = spread()
     tick(one, 0.0)
-    one.heard(OTHERS[0], digest(), 0.0)
+    hear(one, OTHERS[0], digest(), 0.0)
     assert tick(one, 0.1, wants=False) == []
     assert tick(one, 0.2) == [Send(OTHERS[0], PlanWanted(MODEL, digest().proposal))]
     assert tick(one, 0.3) == []
@@ -113,28 +135,28 @@ def test_only_few_are_asked_at_a_time_and_fewer_for_the_same() -> None:
     one = spread()
     tick(one, 0.0)
     for peer in OTHERS:
-        one.heard(peer, digest(), 0.0)
+        hear(one, peer, digest(), 0.0)
     assert len(asked(tick(one, 0.1))) == MAX_ASKED_ALIKE
     for number, peer in enumerate(OTHERS):
-        one.heard(peer, digest(10 + number), 0.2)
+        hear(one, peer, digest(10 + number), 0.2)
     assert len(asked(tick(one, 0.3))) == MAX_ASKED - MAX_ASKED_ALIKE
 
 
 def test_who_does_not_send_what_it_told_of_is_not_asked_for_a_while() -> None:
     one = spread()
     tick(one, 0.0)
-    one.heard(OTHERS[0], digest(1), 0.0)
+    hear(one, OTHERS[0], digest(1), 0.0)
     assert asked(tick(one, 0.0)) == [OTHERS[0]]
     gone_s = ANSWER_LIMIT_S + 0.1
     tick(one, gone_s)
-    one.heard(OTHERS[0], digest(0), gone_s)
-    one.heard(OTHERS[1], digest(2), gone_s)
+    hear(one, OTHERS[0], digest(0), gone_s)
+    hear(one, OTHERS[1], digest(2), gone_s)
     assert asked(tick(one, gone_s)) == [OTHERS[1]]
     one.answered(OTHERS[1], PlanSent(MODEL, digest(2).proposal), b"")  # no longer there
     back_s = gone_s + SHUN_S
     tick(one, back_s)
     for peer in OTHERS[:2]:
-        one.heard(peer, digest(0), back_s)
+        hear(one, peer, digest(0), back_s)
     assert sorted(asked(tick(one, back_s))) == OTHERS[:2]
 
 
@@ -169,7 +191,7 @@ def test_what_is_remembered_of_others_is_bounded() -> None:
     one = spread()
     for number in range(5000):
         peer = PeerId(f"teller {number}")
-        one.heard(peer, digest(1), 0.0)
+        hear(one, peer, digest(1), 0.0)
         one.wanted(peer, PlanWanted(MODEL, bytes(32)), 0.0)
     assert len(one._offers) == MAX_OFFERS
     assert len(one._callers) <= 1024
