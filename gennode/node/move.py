@@ -239,11 +239,11 @@ class MoveMachine:
                     self._given_up |= {one.peer}
 
     def _beside(self, view: View, others: Mapping[PeerId, Layers]) -> list[Span]:
-        """What others hold beside the spans that the snapshot tells of."""
+        """What is held beside the spans that the snapshot tells of: by whom no plan moves, too."""
+        planned = {one.peer: _layers(one.held) for one in view.snapshot.peers}
         beside: list[Span] = []
-        for one in view.snapshot.peers:
-            held = others.get(one.peer, view.loaded - view.leaving)
-            beside += maximal_spans(held - _layers(one.held))
+        for peer, held in {**others, self._peer: view.loaded - view.leaving}.items():
+            beside += maximal_spans(held - planned.get(peer, frozenset()))
         return beside
 
     # -- taking on ----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Worker:
     `loads_on_request`: whether a session may ask for layers that are not loaded yet; not where
     their weights have to be fetched first, which only moving does. `share`: of its time, how
     much a worker computes at most; after a step of t seconds it rests for t (1/share - 1), so
-    that its machine stays usable.
+    that its machine stays usable. `price` and `is_fixed`: see `Hosting`.
     """
 
     engine: ShardEngine
@@ -65,6 +65,8 @@ class Worker:
     work: Work = field(default_factory=Work)
     loads_on_request: bool = True
     share: float = 1.0
+    price: int = 0
+    is_fixed: bool = False
     usage: Usage = field(default_factory=Usage)
     rest: Callable[[float], None] = time.sleep
 
@@ -86,6 +88,8 @@ class Worker:
             max_sessions=MAX_SESSIONS,
             compute_class=profile.compute_class,
             further_time_s=profile.further_time_s / self.share,
+            price=self.price,
+            is_fixed=self.is_fixed,
         )
 
     def terms(self) -> HostedModel:

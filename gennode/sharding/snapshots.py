@@ -99,14 +99,20 @@ def snapshot_of(
     weight_bytes: float = FLOAT32_BYTES,
     number_bytes: int = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
+    with_fixed: bool = False,
 ) -> Snapshot:
     """The pool of a model: who hosts or offers to, in order of id.
+
+    Peers whose layers are fixed are nobody's to plan; `with_fixed` counts them in all the same.
 
     Announcements may come in any order; of one peer's the one with the highest sequence counts.
     Past as many peers as a snapshot holds, those with the highest ids are left out.
     """
     latest: dict[PeerId, Announcement] = {}
     for one in announcements:
+        hosting = one.hosting_of(model)
+        if hosting is not None and hosting.is_fixed and not with_fixed:
+            continue
         known = latest.get(one.peer)
         if known is None or one.sequence > known.sequence:
             latest[one.peer] = one

@@ -21,7 +21,7 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
     layers it would load on request, each taking `load_time_s`. `max_sessions`: how many it
     takes on in all, whatever their models. `further_time_s`: what each further token in the same
     pass adds per layer; None: as much as the first. `price`: credits that it asks per layer for
-    a million tokens.
+    a million tokens. `is_fixed`: whoever runs the peer chose these layers, so no plan moves it.
     """
 
     model: Model
@@ -33,6 +33,7 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
     compute_class: Text
     further_time_s: Seconds | None = None
     price: Counter = 0
+    is_fixed: bool = False
 
     def __post_init__(self) -> None:
         end = 0

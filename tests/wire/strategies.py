@@ -52,6 +52,7 @@ hostings = st.builds(
     compute_class=texts,
     further_time_s=st.none() | seconds,
     price=counters,
+    is_fixed=st.booleans(),
 )
 axes = st.floats(-10, 10)
 coordinates = st.builds(
