@@ -11,7 +11,7 @@ route_1000_ms         a route over 80 layers among 1,000 workers of 4 to 40 laye
                       neighbours on it do not count. `route_1000_drawn_ms`: with an rng, as owners
                       who share workers choose; `route_1000_cold_ms`: with the board made anew
 
-The pools of the first figure are simulated token by token (`_crowd.py`): 36 to 96 workers in
+The pools of the first figure are simulated token by token (`_crowd.py`): 36 to 84 workers in
 three regions, announcements up to 10.5 s old, Poisson and bursty arrivals, answers of
 log-normal length. Round-robin takes turns over chains that are as even as the pool allows, each
 within one region (Parallax's default); shortest-path is our search without load.
@@ -51,8 +51,8 @@ class Effort:
     searches: int
 
 
-FULL = Effort((36, 48, 96), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), 120.0, 8, 24, 120.0, 400)
-QUICK = Effort((36,), (0.5, 0.8), 70.0, 2, 15, 45.0, 60)
+FULL = Effort((36, 48, 84), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), 70.0, 8, 24, 90.0, 400)
+QUICK = Effort((36,), (0.8,), 60.0, 3, 18, 40.0, 60)
 
 
 class Turns:

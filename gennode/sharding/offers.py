@@ -20,7 +20,7 @@ LinkTime = Callable[[PeerId, PeerId], float]
 # A route is searched among this many workers per layer, the nearest and quickest. It bounds the
 # work (a link is asked for per pair: a thousand workers have a million) and changes nothing in
 # a swarm where each layer has no more.
-SHORTLIST = 16
+SHORTLIST = 12
 
 # Loading is paid once and a step for each token of an answer, so one second of loading weighs
 # as much as this many seconds in every step of a short answer. So does what a failure takes.
@@ -33,13 +33,22 @@ PRICED_TOKENS = 1_000_000  # that a price is for
 _DOUBT = 0.7
 # A token waits for the sessions of its own pass, and on average for half of a pass before it.
 _PASSES_WAITED = 1.5
-_LEAST_ROOM = 0.05  # so that those who are almost full differ in what they cost
+_ROOMY = 0.75  # so full a worker may be before capacity-first counts its seats
 
 _MAX_LINKS = 1 << 16  # that a pool remembers: some 10 MB
-_FIRST_LOOK = 256  # workers, the best first, that mostly fill every layer's shortlist
+_FIRST_LOOK = 128  # workers, the best first, that mostly fill every layer's shortlist
 
 Numbers = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Seconds from where a route begins to each worker, by index, back from it, and both."""
+
+    there_s: list[float]
+    back_s: list[float]
+    around_s: Numbers
 
 
 class Pool:
@@ -62,23 +71,24 @@ class Pool:
         )
         self.price = _column(held.price for held in self.hostings)
         layers = max((held.spans[-1].end for held in self.hostings if held.spans), default=0)
-        self._hosts: _Flags = np.zeros((layers, len(serving)), dtype=bool)
+        self._hosts: _Flags = np.zeros((len(serving), layers), dtype=bool)
         for index, held in enumerate(self.hostings):
             for span in held.spans:
-                self._hosts[span.start : span.end, index] = True
-        self.hosted_layers = np.count_nonzero(self._hosts, axis=0).astype(np.float64)
+                self._hosts[index, span.start : span.end] = True
+        held_layers = np.count_nonzero(self._hosts, axis=1)
+        self._share: Numbers = np.maximum(1, held_layers) / max(1, layers)
         self._link_time_s = link_time_s
         self.into_s = [Links(self._asker(target)) for target in range(len(serving))]
         self._asked = 0
-        self._entry: tuple[PeerId, list[float], list[float]] | None = None
+        self._entry: tuple[PeerId, Entry] | None = None
 
-    def entered_from(self, entry: PeerId) -> tuple[list[float], list[float]]:
-        """Seconds from `entry` to each worker, and from each back to it."""
-        if self._entry is None or self._entry[0] != entry:
-            there_s = [self._between_s(entry, peer) for peer in self.peers]
-            back_s = [self._between_s(peer, entry) for peer in self.peers]
-            self._entry = (entry, there_s, back_s)
-        return self._entry[1:]
+    def entered_from(self, peer: PeerId) -> Entry:
+        """The links between a route's first sender and all workers; those of the last are kept."""
+        if self._entry is None or self._entry[0] != peer:
+            there_s = [self._between_s(peer, one) for one in self.peers]
+            back_s = [self._between_s(one, peer) for one in self.peers]
+            self._entry = peer, Entry(there_s, back_s, _column(there_s) + _column(back_s))
+        return self._entry[1]
 
     def queue_s(self, sessions: Numbers) -> Numbers:
         """Seconds per layer that a token waits at each worker for those of other sessions.
@@ -88,14 +98,14 @@ class Pool:
         part of the swarm (the arrival theorem: Reiser, Lavenberg, "Mean-value analysis of closed
         multichain queueing networks", Journal of the ACM 27, 1980).
         """
-        share = self.hosted_layers.clip(1) / max(1, len(self._hosts))
-        return self.further_time_s * sessions * np.minimum(1.0, _PASSES_WAITED * share)
+        in_line: Numbers = sessions * np.minimum(1.0, _PASSES_WAITED * self._share)
+        return self.further_time_s * in_line
 
     def hosts(self, span: Span) -> _Flags:
-        """Who has which layer of `span` loaded: [layers of the span, workers]."""
-        known = self._hosts[span.start : span.end]
-        lacking = np.zeros((span.layers - len(known), len(self.peers)), dtype=bool)
-        return np.concatenate((known, lacking)) if len(lacking) else known
+        """Who has which layer of `span` loaded: [workers, layers of the span]."""
+        known = self._hosts[:, span.start : span.end]
+        lacking = np.zeros((len(self.peers), span.layers - known.shape[1]), dtype=bool)
+        return np.concatenate((known, lacking), axis=1) if lacking.shape[1] else known
 
     def _asker(self, target: int) -> Callable[[int], float]:
         def ask(source: int) -> float:
@@ -167,8 +177,9 @@ def asking(
     time_s = pool.layer_time_s + queue_s
     extra_s = pool.price * (preferences.seconds_per_credit / PRICED_TOKENS)
     if preferences.mode is Mode.CAPACITY_FIRST:
-        room = 1 - sessions / np.maximum(1.0, pool.max_sessions)
-        extra_s = extra_s + time_s * (1 / np.maximum(room, _LEAST_ROOM) - 1)
+        full = sessions / np.maximum(1.0, pool.max_sessions)
+        last_seats = np.maximum(0.0, full - _ROOMY) / (1 - _ROOMY)
+        extra_s = extra_s + last_seats * time_s
     if rng is not None:
         lots = _column(rng.uniform(-_DOUBT, _DOUBT) for _ in pool.peers)
         extra_s = extra_s + queue_s * lots
@@ -185,8 +196,7 @@ class Table:
 
     def __init__(self, pool: Pool, asked: Asking, span: Span, entry: PeerId) -> None:
         self.pool, self.asked, self.span = pool, asked, span
-        self.there_s, self.back_s = pool.entered_from(entry)
-        self.around_s = _column(self.there_s) + _column(self.back_s)
+        self.entry = pool.entered_from(entry)
         self.rows: list[Row] = [{} for _ in range(span.layers)]
         self.cold: set[tuple[int, int]] = set()
         self.hosts = pool.hosts(span)
@@ -194,25 +204,30 @@ class Table:
 
     def _add_warm(self) -> None:
         """What is loaded, the best first: a visit's links are shared by its layers."""
-        asked, layers = self.asked, np.count_nonzero(self.hosts, axis=0)
-        links_s = (self.around_s + asked.visit_s) / np.maximum(1, layers)
+        asked, layers = self.asked, np.count_nonzero(self.hosts, axis=1)
+        cost_s = asked.cost_s
+        links_s = (self.entry.around_s + asked.visit_s) / np.maximum(1, layers)
         usable = np.nonzero(asked.is_open & (layers > 0))[0]
-        order = usable[np.argsort((asked.cost_s + links_s)[usable], kind="stable")]
-        look = _FIRST_LOOK
-        while True:
-            some = order[:look]
-            has = self.hosts[:, some]
-            place = np.cumsum(has, axis=1, dtype=np.int32)
-            if look >= len(order) or (place[:, -1] >= SHORTLIST).all():
-                break
-            look *= 4
-        layer, column = np.nonzero(has & (place <= SHORTLIST))
-        workers = some[column]
-        cost_s = asked.cost_s[workers]
-        for at, worker, own_s in zip(
-            layer.tolist(), workers.tolist(), cost_s.tolist(), strict=True
-        ):
-            self.rows[at][worker] = own_s
+        order = usable[np.argsort((cost_s + links_s)[usable], kind="stable")]
+        first = order[:_FIRST_LOOK]
+        has = self.hosts[first]
+        place = np.cumsum(has, axis=0, dtype=np.int16)
+        at, layer = np.nonzero(has & (place <= SHORTLIST))
+        workers = first[at]
+        offers = zip(layer.tolist(), workers.tolist(), cost_s[workers].tolist(), strict=True)
+        rows = self.rows
+        for one, worker, own_s in offers:
+            rows[one][worker] = own_s
+        if len(order) > _FIRST_LOOK:
+            self._look_further(order[_FIRST_LOOK:])
+
+    def _look_further(self, order: npt.NDArray[np.intp]) -> None:
+        """Fill the shortlists that the best workers did not: of layers that few have."""
+        cost_s = self.asked.cost_s
+        for layer, row in enumerate(self.rows):
+            if len(row) < SHORTLIST:
+                workers = order[self.hosts[order, layer]][: SHORTLIST - len(row)]
+                row.update(zip(workers.tolist(), cost_s[workers].tolist(), strict=True))
 
     def add_cold(self) -> None:
         """What each worker would load on request: of what it lacks, the layers with least cover.
@@ -229,13 +244,13 @@ class Table:
             held = pool.hostings[worker]
             if held.spare_layers:
                 own_s = float(self.asked.cost_s[worker]) + held.load_time_s * LOAD_WEIGHT
-                links_s = float(self.around_s[worker] + self.asked.visit_s[worker])
+                links_s = float(self.entry.around_s[worker] + self.asked.visit_s[worker])
                 rank = own_s + links_s / min(held.spare_layers, length)
                 ranked.append((rank, worker, own_s))
         for _, worker, own_s in sorted(ranked):
             if not short:
                 break
-            lacking = np.nonzero(~self.hosts[:, worker])[0].tolist()
+            lacking = np.nonzero(~self.hosts[worker])[0].tolist()
             lacking.sort(key=cover.__getitem__)
             for layer in lacking[: pool.hostings[worker].spare_layers]:
                 cover[layer] += 1

@@ -149,9 +149,12 @@ class RouteBoard:
             table.add_cold()
         if not all(table.rows):
             return self._gap(table)
+        entry_s = table.entry
         for hop_price_s in (0.0, _FEWEST_HOPS_S):
             visit_s = (asked.visit_s + hop_price_s).tolist()
-            chain = cheapest_chain(table.rows, table.there_s, table.back_s, visit_s, pool.into_s)
+            chain = cheapest_chain(
+                table.rows, entry_s.there_s, entry_s.back_s, visit_s, pool.into_s
+            )
             if chain is None:
                 return Gap((span,), f"no workers of layers {span} can reach each other")
             route = self._route(chain, table)
@@ -194,7 +197,7 @@ class RouteBoard:
 
     def _route(self, chain: Sequence[int], table: Table) -> Route:
         pool, peers = self._pool, self._pool.peers
-        step_time_s, price = table.there_s[chain[0]] + table.back_s[chain[-1]], 0
+        step_time_s, price = table.entry.there_s[chain[0]] + table.entry.back_s[chain[-1]], 0
         before = chain[0]
         for worker in chain:
             if worker != before:
@@ -209,7 +212,7 @@ class RouteBoard:
     def _gap(self, table: Table) -> Gap:
         hosted = table.asked.is_known
         bare = [layer for layer, row in enumerate(table.rows) if not row]
-        has = [bool((table.hosts[layer] & hosted).any()) for layer in bare]
+        has = [bool((table.hosts[:, layer] & hosted).any()) for layer in bare]
         parts = {
             "no live worker": [layer for layer, held in zip(bare, has, strict=True) if not held],
             "only workers that are full": [

@@ -5,45 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gennode.sharding.route import LOAD_WEIGHT, Gap, LinkTime, Route, choose_route
-from gennode.wire.announcement import Announcement, Hosting
+from gennode.sharding.route import (
+    LOAD_WEIGHT,
+    Gap,
+    LinkTime,
+    Route,
+    RouteBoard,
+    choose_route,
+    choose_routes,
+)
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-
-MODEL = ModelId("a" * 64)
-ME = PeerId("me")
-LAYERS = 5
-WHOLE = Span(0, LAYERS)
-
-
-def worker(
-    name: str,
-    spans: list[Span],
-    *,
-    spare: int = 0,
-    layer_time_s: float = 0.01,
-    load_time_s: float = 1.0,
-    sessions: int = 0,
-    model: ModelId = MODEL,
-    further_time_s: float | None = None,
-    price: int = 0,
-) -> Announcement:
-    hosting = Hosting(
-        model, tuple(spans), spare, layer_time_s, load_time_s, 4, "", further_time_s, price
-    )
-    return Announcement(PeerId(name), 1, 0, 30.0, (hosting,), sessions, False, "unknown", ())
-
-
-def hosted(one: Announcement) -> Hosting:
-    return one.hosting[0]
-
-
-def flat(here: PeerId, there: PeerId) -> float:
-    return 0.0 if here == there else 0.001
+from tests.sharding.swarms import LAYERS, ME, MODEL, WHOLE, flat, hosted, layer_s, worker
 
 
 def routed(swarm: list[Announcement], span: Span = WHOLE, link_time_s: LinkTime = flat) -> Route:
@@ -90,16 +67,6 @@ def links(seed: int) -> LinkTime:
     names = [ME, *(PeerId(f"p{i}") for i in range(4))]
     times_s = {pair: rng.randrange(20) / 1000 for pair in itertools.permutations(names, 2)}
     return lambda here, there: times_s[here, there]
-
-
-def layer_s(one: Announcement, swarm: Iterable[Announcement]) -> float:
-    """A token's time per layer at a worker, with those in line before it."""
-    depth = max((span.end for other in swarm for span in hosted(other).spans), default=1)
-    layers = sum(span.layers for span in hosted(one).spans)
-    in_line = one.sessions * min(1.0, 1.5 * max(1, layers) / depth)
-    further_s = hosted(one).further_time_s
-    alone_s = hosted(one).layer_time_s
-    return alone_s + in_line * (alone_s if further_s is None else further_s)
 
 
 def cost_s(
@@ -290,3 +257,81 @@ def test_a_route_has_no_more_hops_than_the_wire_takes() -> None:
 
 def test_nothing_to_cover_is_an_empty_route() -> None:
     assert routed([], Span(3, 3)) == Route((), 0.0, ())
+
+
+def test_a_board_answers_as_the_function_does_however_often_it_is_asked() -> None:
+    rng = random.Random(5)
+    swarm = [
+        worker(f"p{i:02}", [Span(i % 3, i % 3 + 3)], layer_time_s=rng.random(), sessions=i % 4)
+        for i in range(30)
+    ]
+    places_s = {peer: rng.random() for peer in [ME, *(one.peer for one in swarm)]}
+    asked: list[tuple[PeerId, PeerId]] = []
+
+    def link_time_s(here: PeerId, there: PeerId) -> float:
+        asked.append((here, there))
+        return abs(places_s[here] - places_s[there])
+
+    board = RouteBoard(swarm, model=MODEL, link_time_s=link_time_s)
+    for exclude in (frozenset[PeerId](), frozenset([PeerId("p03")]), frozenset[PeerId]()):
+        assert board.route(WHOLE, ME, exclude=exclude) == choose_route(
+            swarm, model=MODEL, span=WHOLE, entry=ME, exclude=exclude, link_time_s=link_time_s
+        )
+    asked.clear()
+    board.route(WHOLE, ME)
+    assert not asked
+    patch = board.route(Span(2, 4), swarm[0].peer)
+    assert isinstance(patch, Route)
+    assert patch == choose_route(
+        swarm, model=MODEL, span=Span(2, 4), entry=swarm[0].peer, link_time_s=link_time_s
+    )
+
+
+def test_the_shortlist_is_filled_for_layers_that_only_slow_workers_have() -> None:
+    quick = [worker(f"q{i:03}", [Span(0, 4)], layer_time_s=0.001) for i in range(300)]
+    slow = [worker(f"s{i:03}", [Span(4, 5)], layer_time_s=0.9 - i / 100) for i in range(40)]
+    assert [hop.peer for hop in routed([*quick, *slow]).hops] == ["q000", "s039"]
+
+
+def alternatives(swarm: list[Announcement], count: int, link_time_s: LinkTime) -> list[Route]:
+    return choose_routes(
+        swarm, model=MODEL, span=WHOLE, entry=ME, count=count, link_time_s=link_time_s
+    )
+
+
+def chain_of(route: Route) -> list[PeerId]:
+    return [hop.peer for hop in route.hops for _ in range(hop.span.layers)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(swarm=SWARMS, seed=st.integers(0, 999))
+def test_alternatives_share_no_more_layers_than_they_must(
+    swarm: list[Announcement], seed: int
+) -> None:
+    swarm = [worker(one.peer, list(hosted(one).spans), sessions=one.sessions) for one in swarm]
+    routes = alternatives(swarm, 3, links(seed))
+    best = choose_route(swarm, model=MODEL, span=WHOLE, entry=ME, link_time_s=links(seed))
+    assert routes[:1] == ([] if isinstance(best, Gap) else [best])
+    by_peer = {one.peer: one for one in swarm}
+    every = [list(chain) for chain in itertools.product(by_peer, repeat=LAYERS)]
+    possible = [chain for chain in every if cost_s(chain, 0, by_peer, links(seed)) < math.inf]
+    used: list[PeerId] = []
+    for route in routes:
+        fewest = min(sum(used.count(peer) for peer in chain) for chain in possible)
+        assert sum(used.count(peer) for peer in chain_of(route)) == fewest
+        used += sorted(set(chain_of(route)))
+    assert len({route.hops for route in routes}) == len(routes)
+
+
+def test_alternatives_go_round_the_only_worker_of_a_layer_where_they_can() -> None:
+    swarm = [worker("only", [Span(2, 3)])]
+    swarm += [worker(f"{name}{i}", [span]) for i in range(2) for name, span in
+              (("a", Span(0, 2)), ("b", Span(3, 5)))]  # fmt: skip
+    first, second = alternatives(swarm, 5, flat)[:2]
+    assert {hop.peer for hop in first.hops} & {hop.peer for hop in second.hops} == {"only"}
+
+
+def test_alternatives_of_nothing_are_none() -> None:
+    assert alternatives([], 3, flat) == []
+    assert alternatives([worker("a", [WHOLE])], 0, flat) == []
+    assert len(alternatives([worker("a", [WHOLE])], 3, flat)) == 1
