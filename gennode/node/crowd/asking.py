@@ -13,9 +13,10 @@ from gennode.node.crowd.news import MAX_AGE_S, News
 from gennode.node.crowd.physics import Leg, prefill_s, step_s
 from gennode.node.crowd.session import Session, legs_of
 from gennode.node.crowd.tally import Tally
+from gennode.node.owning import SHUN_S
 from gennode.node.patience import MIN_PATIENCE_S
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.node.session import AVOID_S, SEEK_INTERVAL_S, SEEK_LIMIT_S
+from gennode.node.session import SEEK_INTERVAL_S, SEEK_LIMIT_S
 from gennode.node.watch import PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 
@@ -112,16 +113,17 @@ class Asking:
         """The workers of a route, or none and how long it takes to learn that one of them
         can't: a refusal comes back after a round trip, silence lasts."""
         members: list[Member] = []
-        until_s, wait_s = self._events.now_s + AVOID_S, 0.0
+        until_s, wait_s = self._events.now_s + SHUN_S, 0.0
         for hop in hops:
             member = self._members.get(hop.peer)
             if member is None or not member.alive:
-                session.shunned[hop.peer], wait_s = until_s, DETECT_S
+                wait_s = DETECT_S
+                session.owner.shun(hop.peer, until_s)
                 continue
             entered = session in member.sessions
             if not member.offered.covers(hop.span) or (member.is_full and not entered):
                 owner = session.owner.candidate.coordinate
-                session.shunned[hop.peer] = until_s
+                session.owner.shun(hop.peer, until_s)
                 wait_s = max(wait_s, owner.rtt_s(member.candidate.coordinate))
                 continue
             members.append(member)
@@ -157,12 +159,10 @@ class Asking:
         demand = self._brain.demand
         time_s = prefill_s(session.owner, legs, demand, tokens)
         session.rest()
-        chunks = -(-tokens // PREFILL_CHUNK)
+        chunk = min(tokens, PREFILL_CHUNK)
         for member, layers in legs:
-            cost = member.candidate.cost
-            fixed_s = layers * cost.fixed_s + member.candidate.pass_s
-            member.busy_s += chunks * fixed_s + tokens * layers * cost.token_s
-        session.beat(tokens / time_s, min(tokens, PREFILL_CHUNK), legs)
+            member.busy_s += tokens / chunk * member.prompt_s(layers, chunk)
+        session.beat(tokens / time_s, chunk, legs)
         session.chunk = 0
         session.turn += 1
         self._events.after(time_s, self._computed, session, session.turn)
@@ -173,7 +173,6 @@ class Asking:
             return
         now_s, tally = self._events.now_s, self._tally
         session.has_run = True
-        session.shunned.clear()
         if session.done == 0:
             tally.first_s.add(now_s - session.asked_s)
             tally.prompt_tokens += session.lengths.prompt

@@ -18,6 +18,7 @@ from gennode.node.crowd.pool import (
     WEIGHT_BYTES,
     Specimen,
 )
+from gennode.node.prompt import PREFILL_CHUNK
 from gennode.sharding import capacity, predict, rebalance
 from gennode.sharding.plan import Plan, plan
 from gennode.sharding.route import Preferences, RouteBoard
@@ -70,6 +71,18 @@ class Brain:
         )
         self._places[candidate.peer] = candidate
         return candidate
+
+    def chunk_s(self, specimen: Specimen) -> float:
+        """Seconds of one layer for a chunk of a prompt. Its rows share what they read of the
+        cache, so the roofline counts few positions."""
+        return capacity.layer_time(
+            self.shape,
+            specimen.machine,
+            batch=PREFILL_CHUNK,
+            weight_bytes=WEIGHT_BYTES,
+            number_bytes=NUMBER_BYTES,
+            positions=PREFILL_CHUNK,
+        ).time_s
 
     def owner(self, peer: PeerId, place: Coordinate, upload_bytes_per_s: float) -> Candidate:
         """Somebody who only asks."""
@@ -136,14 +149,13 @@ class Brain:
         """Where a newcomer helps most."""
         return rebalance.place(self.snapshot(members, epoch), newcomer.candidate)
 
-    def next_move(
+    def next_moves(
         self, members: Iterable[Member], without: Iterable[PeerId], epoch: int
-    ) -> rebalance.Move | None:
-        """The one move that is due between plans."""
+    ) -> tuple[rebalance.Move, ...]:
+        """The moves that are due because nobody holds some layers."""
         snapshot = self.snapshot(members, epoch)
-        return rebalance.next_move(snapshot, without=frozenset(without))
+        return rebalance.next_moves(snapshot, without=frozenset(without))
 
     def decide(self, members: Iterable[Member], epoch: int) -> Plan | None:
         """A new plan for the whole pool, if it is worth its moves."""
-        decide = getattr(rebalance, "decide", None)
-        return decide(self.snapshot(members, epoch)).plan if decide else None
+        return rebalance.decide(self.snapshot(members, epoch)).plan

@@ -1,10 +1,10 @@
 """Who hosts what over time: the first plan, joins, leaves, crashes, and moves while serving.
 
-A move is made as `node/roll.py` makes room for a new version: the files are fetched while the
-worker serves; then it stops offering the layers that it gives up, once every one of them has
-another live copy; sessions there finish, or fail over after a while; then the new layers are
-loaded and offered. Who is where is decided by `sharding` (`brain.py`). That a worker whose turn
-has come sees the copies of others as they are is modelled, not run.
+A move goes as in `node/move.py`: the files are fetched while the worker serves; then it stops
+offering the layers that it gives up, once every one of them has another live copy; sessions
+there finish, or fail over after a while; then the new layers are loaded and offered. Who goes
+where is decided by `sharding` (`brain.py`). That workers take turns is modelled and not run:
+they know of each other's copies without delay.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from gennode.node.crowd.news import News
 from gennode.node.crowd.pool import DISK_BYTES_PER_S
 from gennode.node.crowd.session import Session
 from gennode.node.crowd.tally import Tally
-from gennode.node.roll import SETTLE_S
+from gennode.node.move import DRAIN_LIMIT_S, GAP_DRAIN_S, GAP_SETTLE_S
 from gennode.wire.ids import Hop, PeerId, Span
 
 NOTICE_S = 10.0  # until others take a silent peer for gone
-DRAIN_S = 30.0  # that sessions have to finish on layers that are given up
 GOODBYE_S = 60.0  # that they have where the peer leaves
 MOVE_LIMIT_S = 300.0  # a move that can't begin by then is given up
 EPOCH_S = 300.0  # between looks at whether the whole pool is better planned anew
-MOVING_SHARE = 0.25  # of all workers, at most, give up layers at a time by a plan
 
 
 class Changes:
@@ -47,7 +45,6 @@ class Changes:
         asking.drained = self._drained
         self._copies = [0] * brain.demand.layers
         self._waiting: dict[Member, int] = {}  # moves that may not begin yet
-        self._under_way: dict[Member, None] = {}  # moves that have begun
         self._balancing = False
         self._failed: dict[PeerId, float] = {}
         self._epoch = 0
@@ -130,22 +127,22 @@ class Changes:
     def _balance_soon(self) -> None:
         if not self._balancing:
             self._balancing = True
-            self._events.after(SETTLE_S, self._balance)
+            self._events.after(GAP_SETTLE_S, self._balance)
 
     def _balance(self) -> None:
-        """Make the one move that is due, if any; then look again."""
+        """Make the moves that are due because of gaps, if any; then look again."""
         self._balancing = False
         now_s = self._events.now_s
         self._failed = {peer: at_s for peer, at_s in self._failed.items() if at_s > now_s}
-        move = self._brain.next_move(self._members.values(), self._failed, self._epoch)
-        if move is None:
-            return
-        member = self._members[move.peer]
-        if not member.alive:  # it will be noticed
-            self._failed[move.peer] = now_s + NOTICE_S
-        else:
-            self._head_for(member, move.span)
-        self._balance_soon()
+        moves = self._brain.next_moves(self._members.values(), self._failed, self._epoch)
+        for move in moves:
+            member = self._members[move.peer]
+            if member.alive:
+                self._head_for(member, move.span, is_mending=True)
+            else:  # it will be noticed
+                self._failed[move.peer] = now_s + NOTICE_S
+        if moves:
+            self._balance_soon()
 
     def _plan_anew(self) -> None:
         """Follow a new plan for the whole pool where it is worth the moves."""
@@ -164,11 +161,10 @@ class Changes:
         if member and member.alive and not member.leaving and member.target != host.span:
             self._head_for(member, host.span)
 
-    def _head_for(self, member: Member, span: Span) -> None:
+    def _head_for(self, member: Member, span: Span, *, is_mending: bool = False) -> None:
         """Fetch what is missing of a span, then wait for the turn to load it."""
         self._stop(member)
-        member.target = span
-        member.move += 1
+        member.target, member.is_mending = span, is_mending
         self._tally.trace(self._events.now_s, "head for", member.peer, span)
         lacking = span.layers - max(_shared(span, member.on_disk), _shared(span, member.span))
         fetch_s = lacking * self._brain.demand.layer_bytes / member.specimen.download_bytes_per_s
@@ -184,18 +180,15 @@ class Changes:
 
     def _begin_moves(self) -> None:
         """Let those begin who can without leaving a layer bare."""
-        limit = max(1, int(MOVING_SHARE * len(self._members)))
         for member in list(self._waiting):
             kept = _common(member.offered, member.target)
-            if not self._may_offer_only(member, kept):
-                continue
-            if member.offered.layers > kept.layers and len(self._under_way) >= limit:
+            if member not in self._waiting or not self._may_offer_only(member, kept):
                 continue
             del self._waiting[member]
-            self._under_way[member] = None
             member.draining = True
             self._offer(member, kept)
-            self._events.after(DRAIN_S, self._part_all, member, member.move)
+            drain_s = GAP_DRAIN_S if member.is_mending else DRAIN_LIMIT_S
+            self._events.after(drain_s, self._part_all, member, member.move)
             self._drained(member)
 
     def _may_offer_only(self, member: Member, kept: Span) -> bool:
@@ -236,7 +229,6 @@ class Changes:
         if move != member.move or not member.alive or member.leaving:
             return
         now_s, had = self._events.now_s, member.span
-        del self._under_way[member]
         before, target = member.offered, member.target
         member.hold(target, self._brain.demand)
         member.offered = before
@@ -258,7 +250,6 @@ class Changes:
     def _stop(self, member: Member) -> None:
         """Whatever move the worker was at does not go on."""
         self._waiting.pop(member, None)
-        self._under_way.pop(member, None)
         member.move += 1
 
     # -- copies -------------------------------------------------------------------------------

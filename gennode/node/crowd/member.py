@@ -22,12 +22,23 @@ _LIFETIME_S = 30.0  # of an announcement, as in node/peer.py
 class Owner:
     """Who asks. `candidate` has no layers: it is there for its place and its line."""
 
-    __slots__ = ("_changes", "candidate", "peer")
+    __slots__ = ("_changes", "_shunned", "candidate", "peer")
 
     def __init__(self, peer: PeerId, candidate: Candidate) -> None:
         self.peer = peer
         self.candidate = candidate
         self._changes: deque[tuple[float, PeerId, int]] = deque()
+        self._shunned: dict[PeerId, float] = {}
+
+    def shun(self, peer: PeerId, until_s: float) -> None:
+        """Routes leave a worker out for a while that refused, or did not answer."""
+        self._shunned[peer] = until_s
+
+    def shunned(self, now_s: float) -> frozenset[PeerId]:
+        """Whom routes leave out now."""
+        if self._shunned and min(self._shunned.values()) <= now_s:
+            self._shunned = {peer: at_s for peer, at_s in self._shunned.items() if at_s > now_s}
+        return frozenset(self._shunned)
 
     def noted(self, now_s: float, peer: PeerId, change: int) -> None:
         """It has a session more, or less, at a worker."""
@@ -53,20 +64,28 @@ class Member:
     """
 
     __slots__ = (
-        "_announcement", "_told", "alive", "batch", "busy_s", "candidate", "draining", "leaving",
-        "listed", "max_sessions", "move", "offered", "on_disk", "rate", "serving_s",
-        "serving_since_s", "sessions", "span", "specimen", "target",
+        "_announcement", "_told", "alive", "batch", "busy_s", "candidate", "chunk_s",
+        "draining", "is_mending", "leaving", "listed", "max_sessions", "move", "offered", "on_disk", "rate",
+        "serving_s", "serving_since_s", "sessions", "span", "specimen", "target",
     )  # fmt: skip
 
-    def __init__(self, specimen: Specimen, candidate: Candidate, on_disk: Span = NOTHING) -> None:
+    def __init__(
+        self,
+        specimen: Specimen,
+        candidate: Candidate,
+        chunk_s: float,
+        on_disk: Span = NOTHING,
+    ) -> None:
         self.specimen = specimen
         self.candidate = candidate
+        self.chunk_s = chunk_s
         self.on_disk = on_disk
         self.span = self.offered = self.target = NOTHING
         self.alive = True
         self.leaving = False
         self.listed = True  # others see it in the directory
         self.draining = False  # waits for sessions to leave what it no longer offers
+        self.is_mending = False  # its move closes a gap
         self.move = 0
         self.sessions: dict[Session, None] = {}
         self.max_sessions = 0
@@ -81,6 +100,11 @@ class Member:
     def peer(self) -> PeerId:
         """Its id."""
         return self.candidate.peer
+
+    def prompt_s(self, layers: int, tokens: int) -> float:
+        """Seconds of a pass over part of a prompt, at most a chunk, with nobody else there."""
+        layer_s = min(self.candidate.cost.pass_s(tokens), self.chunk_s)
+        return layers * layer_s + self.candidate.pass_s
 
     @property
     def is_full(self) -> bool:

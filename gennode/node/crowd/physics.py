@@ -64,7 +64,7 @@ def prefill_s(owner: Owner, legs: Sequence[Leg], demand: Demand, tokens: int) ->
     for member, layers in legs:
         candidate = member.candidate
         free = 1 - min(MAX_LOAD, member.rate * candidate.cost.token_s)
-        pass_s = layers * candidate.cost.pass_s(chunk) + candidate.pass_s
+        pass_s = member.prompt_s(layers, chunk)
         line_s = _line_s(before, demand, chunk)
         first_s += before.coordinate.rtt_s(candidate.coordinate) / 2 + line_s + pass_s / free
         slowest_s = max(slowest_s, pass_s / free, line_s)

@@ -83,8 +83,12 @@ _DATACENTRE_HEIGHT_S = (0.0002, 0.001)
 MODELS = {
     "8b": ModelShape("llama", 32, 4096, 32, 8, 128, 14336, 128256, 131072),
     "70b": ModelShape("llama", 80, 8192, 64, 8, 128, 28672, 128256, 131072),
-}
-"""Llama 3's published shapes (config.json of the 8B and 70B)."""
+    "120b-moe": ModelShape(
+        "gpt_oss", 36, 2880, 64, 8, 64, 2880, 201088, 131072,
+        experts=128, experts_used=4, expert_dim=2880,
+    ),
+}  # fmt: skip
+"""Published shapes: the config.json of Llama 3 8B and 70B, and of gpt-oss-120b."""
 WEIGHT_BYTES = 1.0625  # 8 bits, and a 16-bit scale per 32
 NUMBER_BYTES = 2  # of the cache
 

@@ -17,8 +17,8 @@ class Session:
     """
 
     __slots__ = (
-        "asked_s", "beating", "chunk", "chunk_since_s", "done", "ended", "has_failed_over", "has_run",
-        "legs", "lengths", "lost", "number", "opened_s", "owner", "rate", "shunned", "spans",
+        "asked_s", "beating", "chunk", "chunk_since_s", "done", "ended", "has_failed_over",
+        "has_run", "legs", "lengths", "lost", "number", "opened_s", "owner", "rate", "spans",
         "stalled_s", "step_s", "turn", "weight",
     )  # fmt: skip
 
@@ -31,7 +31,6 @@ class Session:
         self.legs: list[Leg] = []
         self.spans: list[Span] = []
         self.lost: dict[Member, None] = {}
-        self.shunned: dict[PeerId, float] = {}  # until when routes leave out who disappointed
         self.turn = 0
         self.done = 0
         self.beating: Sequence[Leg] = ()  # hops that compute for it now
@@ -43,8 +42,7 @@ class Session:
 
     def excluded(self, now_s: float) -> frozenset[PeerId]:
         """Whom the next route leaves out."""
-        gone = {member.peer for member in self.lost}
-        return frozenset(gone | {peer for peer, end_s in self.shunned.items() if end_s > now_s})
+        return self.owner.shunned(now_s).union(member.peer for member in self.lost)
 
     def beat(self, rate: float, weight: int, legs: Sequence[Leg]) -> None:
         """From now on these hops compute so many tokens per second for it, so many in a pass."""

@@ -158,7 +158,7 @@ class Swarm:
     def _new_member(self) -> Member:
         self._drawn += 1
         specimen = draw_peer(self._rng, self._drawn, self.scenario.regions)
-        return Member(specimen, self._brain.candidate(specimen))
+        return Member(specimen, self._brain.candidate(specimen), self._brain.chunk_s(specimen))
 
     # -- churn --------------------------------------------------------------------------------
 
@@ -189,7 +189,8 @@ class Swarm:
         if self._away and self._churn.random() < RETURN_SHARE:
             index = self._churn.randrange(len(self._away))
             old = self._away.pop(index)
-            self._changes.join(Member(old.specimen, old.candidate, old.on_disk))
+            again = Member(old.specimen, old.candidate, old.chunk_s, old.on_disk)
+            self._changes.join(again)
         else:
             self._changes.join(self._new_member())
 
