@@ -14,7 +14,7 @@ from gennode.wire.frames import encode
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Echo, Probe
 
-TICK_S = 0.1
+TICK_S = 0.2
 PARTNERS = 16
 REGIONS = ((0.0, 0.0), (0.09, 0.0), (0.17, 0.10))  # two oceans between them
 

@@ -48,7 +48,7 @@ def test_a_newcomer_knows_its_place_in_five_seconds(settled: World) -> None:
     assert (sum(settled.sent_bytes) - sent_bytes) / len(settled.peers) / 60 < 50
 
 
-@pytest.mark.parametrize(("lie", "count"), [(push, 200), (far, 80), (late, 80), (beside, 80)])
+@pytest.mark.parametrize(("lie", "count"), [(push, 100), (far, 50), (late, 50), (beside, 50)])
 def test_one_liar_in_ten_spoils_little(lie: Lie, count: int) -> None:
     world = World(2, count, liars=0.1, lie=lie)
     world.run(60.0)
