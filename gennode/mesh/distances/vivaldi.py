@@ -79,7 +79,7 @@ def settled(own: Coordinate, landmarks: Sequence[Landmark], rng: Random) -> Coor
     """Where `own` comes to rest among its neighbours, each of which pulls as often as any other.
 
     None pulls harder than the median of all. Two liars among sixteen moved an honest point by
-    less than a tenth of its usual distance, whatever of ours they claimed (the tests).
+    less than a tenth of its usual distance with each of the claims that the tests make.
     """
     for _ in range(ROUNDS):
         before = own
