@@ -3,47 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
-from gennode.sharding.groups import Search, best_groups, improved
-from gennode.sharding.pipeline import Group, Pool
+from gennode.sharding.groups import EXACT_MACHINES, exact, improved, total
+from gennode.sharding.lines import ALL_LENGTHS, FEW_LENGTHS, cut, dealt, orders
+from gennode.sharding.pipeline import Group, Pool, Search
 
-# A pool up to this size is one cell; larger ones are cut into cells of about CELL_MACHINES.
-WHOLE_MACHINES = 40
+# Pools up to this size are improved as a whole, from several beginnings; larger ones in cells.
+WHOLE_MACHINES = 64
+BEGINNINGS = 3
 CELL_MACHINES = 28
-# Groups judged: some for the pool, and some for each machine.
-EFFORT = 3000
-EFFORT_PER_MACHINE = 6
-# Shares of the effort: cells, then what they left over, then cells that overlap the first.
+# Up to this size all lines are tried, above the first few.
+ALL_ORDERS_MACHINES = 300
+FEW_ORDERS = 1
+# Groups judged while improving: some for the pool, and some for each machine.
+EFFORT = 4000
+EFFORT_PER_MACHINE = 2
 ROUNDS = 2
 
 
 def grouped(pool: Pool) -> list[Group]:
     """Disjoint groups of a pool's machines that are worth most together, as far as we find."""
-    usable = [one for one, layers in enumerate(pool.capacity) if layers]
-    line = sorted(usable, key=lambda one: (pool.region[one], pool.curve[one], one))
-    count = len(line)
-    if not count:
-        return []
+    members = [one for one, layers in enumerate(pool.capacity) if layers]
+    count = len(members)
+    if count <= EXACT_MACHINES:
+        return _together(pool, [exact(pool, members)])
     each = EFFORT_PER_MACHINE + EFFORT // count
-    if count <= WHOLE_MACHINES:
-        return _together(pool, [best_groups(pool, line, each * count)])
-    searches = [best_groups(pool, cell, each * len(cell)) for cell in _cells(line)]
-    groups = _together(pool, searches)
-    for turn in range(ROUNDS):
-        groups = _again(pool, line, groups, each, turn)
-    return groups
+    starts = _beginnings(pool, members)
+    if count > WHOLE_MACHINES:
+        groups = starts[0]
+        for turn in range(ROUNDS):
+            groups = _again(pool, members, groups, each, turn)
+        return groups
+    best: list[Group] = []
+    for start in starts[:BEGINNINGS]:
+        found = _together(pool, [improved(pool, members, start, each * count // BEGINNINGS)])
+        if not best or total(pool, found) > total(pool, best):
+            best = found
+    return best
 
 
-def _cells(line: Sequence[int]) -> list[list[int]]:
-    count = max(1, round(len(line) / CELL_MACHINES))
-    edges = [len(line) * at // count for at in range(count + 1)]
-    return [list(line[edges[at] : edges[at + 1]]) for at in range(count)]
+def _beginnings(pool: Pool, members: Sequence[int]) -> list[list[Group]]:
+    """Several ways to group machines, the one that is worth most first."""
+    small = len(members) <= ALL_ORDERS_MACHINES
+    lines = orders(pool, members)
+    if not small:
+        lines = islice(lines, FEW_ORDERS)
+    lengths = ALL_LENGTHS if small else FEW_LENGTHS
+    starts = [_together(pool, [cut(pool, line, lengths)]) for line in lines]
+    if small:
+        starts.append(dealt(pool, members))
+        pool.judge(starts[-1])
+    distinct = sorted({tuple(start) for start in starts})
+    return sorted(map(list, distinct), key=lambda start: -total(pool, start))
 
 
 def _again(
-    pool: Pool, line: Sequence[int], groups: Sequence[Group], each: int, turn: int
+    pool: Pool, members: Sequence[int], groups: Sequence[Group], each: int, turn: int
 ) -> list[Group]:
     """Improve groups in cells that lie across the edges of the first; spare machines too."""
+    line = sorted(members, key=lambda one: (pool.region[one], pool.curve[one], one))
     place = {one: at for at, one in enumerate(line)}
     spare = sorted(set(line).difference(*groups), key=place.__getitem__)
     things: list[Group] = [*groups, *((one,) for one in spare)]
@@ -59,9 +78,9 @@ def _again(
     known = set(groups)
     searches = []
     for cell in cells:
-        members = [one for thing in cell for one in thing]
+        inside = [one for thing in cell for one in thing]
         start = [thing for thing in cell if thing in known]
-        searches.append(improved(pool, members, start, each * len(members) // 2))
+        searches.append(improved(pool, inside, start, each * len(inside) // ROUNDS))
     return _together(pool, searches)
 
 

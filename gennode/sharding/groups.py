@@ -1,41 +1,16 @@
-"""Which machines form pipelines together: good beginnings, then changes that make them better."""
+"""Which machines form pipelines together: all ways for a few, changes that help for more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from gennode.sharding.pipeline import Group, Pool
-
-Search = Generator[list[Group], None, list[Group]]
-"""Asks for groups to be judged, many at a time; returns disjoint groups."""
+from gennode.sharding.lines import FEW_LENGTHS, orders, pieces
+from gennode.sharding.pipeline import Group, Pool, Search
 
 # So few machines are grouped in the best of all ways: their subsets are all judged.
 EXACT_MACHINES = 8
-# How many models' worth of room a group begins with: what exceeds 1 is left for caches. Over
-# random pools, 1.25 within a region and the quick machines together came closest.
-SLACKS = (1.25, 1.6, 1.0, 1.1, 1.4, 2.2)
-# Of so many beginnings, the best after a judgement, all are improved.
-IMPROVED_STARTS = 2
 # A change must gain a group at least this share: smaller ones are errors of the judgement.
 LEAST_GAIN = 1e-4
-
-
-def best_groups(pool: Pool, members: Sequence[int], effort: int) -> Search:
-    """Disjoint groups of `members` that are worth most together, as far as we find them.
-
-    `effort`: about how many groups may be judged.
-    """
-    if len(members) <= EXACT_MACHINES:
-        return (yield from exact(pool, members))
-    starts = beginnings(pool, members)
-    yield _distinct(group for start in starts for group in start)
-    starts.sort(key=lambda start: -total(pool, start))
-    best: list[Group] = []
-    for start in starts[:IMPROVED_STARTS]:
-        found = yield from improved(pool, members, start, effort // IMPROVED_STARTS)
-        if not best or total(pool, found) > total(pool, best):
-            best = found
-    return best
 
 
 def total(pool: Pool, groups: Iterable[Group]) -> float:
@@ -80,75 +55,6 @@ def _chosen(members: Sequence[int], mask: int) -> Group:
     return tuple(sorted(one for place, one in enumerate(members) if mask >> place & 1))
 
 
-def _distinct(groups: Iterable[Group]) -> list[Group]:
-    return list(dict.fromkeys(groups))
-
-
-# -- beginnings --------------------------------------------------------------------------------
-
-
-def beginnings(pool: Pool, members: Sequence[int]) -> list[list[Group]]:
-    """Ways to begin: quick or large machines together, region by region or all alike.
-
-    The last two are how others go about it: the largest first into as few stages as possible,
-    and dealt out evenly.
-    """
-    by_speed = sorted(members, key=lambda one: (pool.layer_s[one], -pool.capacity[one], one))
-    by_size = sorted(members, key=lambda one: (-pool.capacity[one], pool.layer_s[one], one))
-    starts = [_by_region(pool, by_speed, slack) for slack in SLACKS]
-    starts += [_by_region(pool, by_size, slack) for slack in SLACKS[:3]]
-    starts += [_filled(pool, by_speed, slack)[0] for slack in SLACKS[:3]]
-    starts.append(_filled(pool, by_size, 1.0)[0])
-    room = sum(pool.capacity[index] for index in members)
-    starts.append(_dealt(pool, by_size, room // max(1, pool.demand.layers)))
-    return starts
-
-
-def _by_region(pool: Pool, line: Sequence[int], slack: float) -> list[Group]:
-    """Groups within regions; then of what is left, the nearest regions first."""
-    groups: list[Group] = []
-    left: list[int] = []
-    for region in sorted({pool.region[one] for one in line}):
-        here = [one for one in line if pool.region[one] == region]
-        found, rest = _filled(pool, here, slack)
-        groups += found
-        left += rest
-    return groups + _filled(pool, left, slack)[0]
-
-
-def _filled(pool: Pool, line: Sequence[int], slack: float) -> tuple[list[Group], list[int]]:
-    """One group after the other, each from the next machines, until it holds `slack` models.
-
-    Also what is left; a last group may hold less, if it holds a model.
-    """
-    groups: list[Group] = []
-    group: list[int] = []
-    held = 0
-    for index in line:
-        group.append(index)
-        held += pool.capacity[index]
-        if held >= slack * pool.demand.layers:
-            groups.append(tuple(sorted(group)))
-            group, held = [], 0
-    if group and held >= pool.demand.layers:
-        groups.append(tuple(sorted(group)))
-        group = []
-    return groups, group
-
-
-def _dealt(pool: Pool, line: Sequence[int], count: int) -> list[Group]:
-    """Each machine to the group that holds least, until all are full."""
-    groups: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for index in line if count else ():
-        poorest = min(range(count), key=lambda at: (held[at], at))
-        if held[poorest] >= pool.demand.layers:
-            break
-        groups[poorest].append(index)
-        held[poorest] += pool.capacity[index]
-    return [tuple(sorted(group)) for group in groups]
-
-
 # -- changes -----------------------------------------------------------------------------------
 
 Change = tuple[tuple[int, ...], tuple[Group, ...]]
@@ -166,7 +72,8 @@ def improved(pool: Pool, members: Sequence[int], start: Iterable[Group], effort:
     while kind < len(KINDS) and effort > 0:
         spare = sorted(set(members).difference(*groups))
         changes = list(KINDS[kind](pool, groups, spare))
-        wanted = pool.unknown(group for _, news in changes for group in news)[:effort]
+        wanted = pool.unknown(group for _, news in changes for group in news)
+        wanted = wanted[:: -(-len(wanted) // effort) or 1]
         effort -= len(wanted)
         yield wanted
         after = _changed(pool, groups, changes)
@@ -219,10 +126,9 @@ def _near(pool: Pool, group: Group, others: Sequence[int]) -> list[int]:
 
 
 def _takes_and_drops(pool: Pool, groups: Sequence[Group], spare: Sequence[int]) -> Iterator[Change]:
-    line = sorted(spare, key=lambda one: (pool.layer_s[one], one))
-    for slack in SLACKS[:3]:
-        for group in _by_region(pool, line, slack):
-            yield (), (group,)
+    for line in orders(pool, spare):
+        for first, end in pieces(pool, line, FEW_LENGTHS[:2]):
+            yield (), (tuple(sorted(line[first:end])),)
     for place, group in enumerate(groups):
         for index in group:
             yield (place,), (_without(group, index),)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from gennode.sharding.fill import judge
@@ -13,6 +14,9 @@ from gennode.wire.snapshot import Candidate, Demand
 
 Group = tuple[int, ...]
 """Machines of one pipeline: indices into the pool, rising."""
+
+Search = Generator[list[Group], None, list[Group]]
+"""Asks for groups to be judged, many at a time; returns disjoint groups."""
 
 # Rings longer than this are only ordered along a curve: improving them is quadratic.
 MAX_IMPROVED_RING = 24
@@ -53,7 +57,11 @@ class Pool:
         self._facts: Array = facts_of(candidates, demand)
         self.capacity = [int(layers) for layers in self._facts[4, :-1]]
         self.layer_s = [one.cost.fixed_s + one.cost.token_s for one in candidates]
+        self.frame_s: list[float] = self._facts[6, :-1].tolist()
         self.curve = [curve_index(one.coordinate) for one in candidates]
+        self._places = [
+            (one.coordinate.x_s, one.coordinate.y_s, one.coordinate.height_s) for one in candidates
+        ]
         self.region = regions([one.coordinate for one in candidates])
         self._known: dict[Group, Judged] = {(): NOTHING}
 
@@ -98,13 +106,15 @@ class Pool:
         order = sorted(group, key=lambda index: (self.curve[index], index))
         if len(order) < 2:
             return tuple(order), 0.0
-        places = [self.candidates[index].coordinate for index in order]
         if 3 < len(order) <= MAX_IMPROVED_RING:
-            way = _improved(places)
-            order, places = [order[at] for at in way], [places[at] for at in way]
+            way = _improved([self._places[index] for index in order])
+            order = [order[at] for at in way]
         way_s = 0.0
-        for at, place in enumerate(places):
-            way_s += places[at - 1].rtt_s(place) / 2
+        before = self._places[order[-1]]
+        for index in order:
+            place = self._places[index]
+            way_s += _apart_s(before, place) / 2 + place[2]
+            before = place
         return tuple(order), way_s
 
     def hops(self, group: Group) -> tuple[Hop, ...]:
@@ -132,19 +142,33 @@ class Pool:
         return tuple(hops), kept
 
 
-def _improved(places: Sequence[Coordinate]) -> list[int]:
+Place = tuple[float, float, float]
+"""A coordinate's x, y and height in seconds."""
+
+
+def _apart_s(one: Place, other: Place) -> float:
+    """A round trip's seconds between two places, heights aside: they count in any order."""
+    x_s, y_s = one[0] - other[0], one[1] - other[1]
+    return math.sqrt(x_s * x_s + y_s * y_s)
+
+
+def _improved(places: Sequence[Place]) -> list[int]:
     """The order of a ring after 2-opt: two links are crossed over while that is shorter."""
     count = len(places)
-    far = [[one.rtt_s(other) for other in places] for one in places]
+    far = [[0.0] * count for _ in places]
+    for at, place in enumerate(places):
+        for before in range(at):
+            far[at][before] = far[before][at] = _apart_s(place, places[before])
     way = list(range(count))
     for _ in range(RING_ROUNDS):
         changed = False
         for first in range(count - 2):
+            one, two = way[first], way[first + 1]
             for last in range(first + 2, count - (first == 0)):
-                one, two = way[first], way[first + 1]
                 three, four = way[last], way[(last + 1) % count]
                 if far[one][three] + far[two][four] + 1e-12 < far[one][two] + far[three][four]:
                     way[first + 1 : last + 1] = way[first + 1 : last + 1][::-1]
+                    two = way[first + 1]
                     changed = True
         if not changed:
             break
