@@ -230,7 +230,7 @@ class _Swarm:
         """Fill `seeds` and then least-time paths, a part in each turn and all in the last."""
         for turn in range(turns - 1):
             taken = list(self.open)
-            batch = list(seeds)
+            batch = list(seeds) or self._search(taken)
             while batch:
                 for visits in batch:
                     self._push(visits, 1 / (turns - turn))
