@@ -112,11 +112,11 @@ async def test_a_gap_is_closed_and_the_running_prompt_goes_on() -> None:
         assert cast.on_route() == [0, 1]
 
 
-async def test_a_retired_model_does_not_move() -> None:
-    workers = [holder(span, 4) for span in THIRDS]
-    async with moved(workers) as (cast, _movers, _plan, files):
-        for node in cast.workers[1:]:
-            node.machine.retire(MANIFEST.model)
+async def test_a_worker_whose_model_is_retired_stays() -> None:
+    workers = [holder(THIRDS[0], 2), holder(THIRDS[1], 6), holder(THIRDS[2], 6)]
+    async with moved(workers) as (cast, movers, _plan, _files):
+        cast.workers[1].machine.retire(MANIFEST.model)
         cast.crash(0)
-        await until(lambda: len(cast.workers[1].machine.present(1e9)) < len(cast.workers))
-        assert files.tried == []
+        await until(lambda: hosted(cast.workers[2]) == (Span(0, LAYERS),))
+        assert movers[1].target is None
+        assert workers[1].engine.spans() == (THIRDS[1],)
