@@ -75,8 +75,7 @@ class Pool:
         for index, held in enumerate(self.hostings):
             for span in held.spans:
                 self._hosts[index, span.start : span.end] = True
-        held_layers = np.count_nonzero(self._hosts, axis=1)
-        self._share: Numbers = np.maximum(1, held_layers) / max(1, layers)
+        self._held_layers: Numbers = np.count_nonzero(self._hosts, axis=1).astype(np.float64)
         self._link_time_s = link_time_s
         self.into_s = [Links(self._asker(target)) for target in range(len(serving))]
         self._asked = 0
@@ -90,15 +89,17 @@ class Pool:
             self._entry = peer, Entry(there_s, back_s, _column(there_s) + _column(back_s))
         return self._entry[1]
 
-    def queue_s(self, sessions: Numbers) -> Numbers:
+    def queue_s(self, sessions: Numbers, layers: int) -> Numbers:
         """Seconds per layer that a token waits at each worker for those of other sessions.
 
         A session is at one worker at a time, and on average as long as that worker's share of
-        the model's layers. So many of its sessions a token finds there, as if itself were no
+        the model's `layers`. So many of its sessions a token finds there, as if itself were no
         part of the swarm (the arrival theorem: Reiser, Lavenberg, "Mean-value analysis of closed
-        multichain queueing networks", Journal of the ACM 27, 1980).
+        multichain queueing networks", Journal of the ACM 27, 1980). How many more sessions a
+        worker would take is no measure of time: seats are memory.
         """
-        in_line: Numbers = sessions * np.minimum(1.0, _PASSES_WAITED * self._share)
+        share = np.maximum(1.0, self._held_layers) / max(1, layers)
+        in_line: Numbers = sessions * np.minimum(1.0, _PASSES_WAITED * share)
         return self.further_time_s * in_line
 
     def hosts(self, span: Span) -> _Flags:
@@ -164,16 +165,24 @@ def sessions_now(pool: Pool, preferences: Preferences) -> Numbers:
 
 
 def asking(
-    pool: Pool, exclude: frozenset[PeerId], preferences: Preferences, rng: Random | None
+    pool: Pool,
+    layers: int,
+    exclude: frozenset[PeerId],
+    preferences: Preferences,
+    rng: Random | None,
 ) -> Asking:
-    """What all workers cost an owner who has these preferences."""
+    """What all workers cost an owner who has these preferences.
+
+    `layers`: about how many the model has. The owner says it, since who announces a layer that
+    no model has must not make all queues look short.
+    """
     sessions = sessions_now(pool, preferences)
     is_known = np.ones(len(pool.peers), dtype=bool)
     for peer in exclude:
         if peer in pool.index:
             is_known[pool.index[peer]] = False
     is_open = is_known & (sessions < pool.max_sessions)
-    queue_s = pool.queue_s(sessions)
+    queue_s = pool.queue_s(sessions, layers)
     time_s = pool.layer_time_s + queue_s
     extra_s = pool.price * (preferences.seconds_per_credit / PRICED_TOKENS)
     if preferences.mode is Mode.CAPACITY_FIRST:

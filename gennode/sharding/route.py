@@ -94,7 +94,7 @@ class RouteBoard:
         """The best chain over `span` from `entry` and back to it; see `choose_route`."""
         if span.layers <= 0:
             return Route((), 0.0, ())
-        asked = asking(self._pool, exclude, preferences, rng)
+        asked = asking(self._pool, span.end, exclude, preferences, rng)
         if preferences.mode is Mode.COST_FIRST:
             return self._frugal(span, entry, asked, preferences.step_limit_s, allow_cold)
         return self._best(span, entry, asked, allow_cold)
@@ -113,7 +113,7 @@ class RouteBoard:
         """The best chain and others that can stand in for it; see `choose_routes`."""
         if span.layers <= 0 or count <= 0:
             return []
-        asked = asking(self._pool, exclude, preferences, rng)
+        asked = asking(self._pool, span.end, exclude, preferences, rng)
         found: list[Route] = []
         while len(found) < count:
             route = self._best(span, entry, asked, allow_cold)
@@ -136,7 +136,7 @@ class RouteBoard:
         if span.layers <= 0:
             return 0.0
         pool = self._pool
-        table = Table(pool, asking(pool, frozenset(), preferences, None), span, entry)
+        table = Table(pool, asking(pool, span.end, frozenset(), preferences, None), span, entry)
         full = (sessions_now(pool, preferences) / pool.max_sessions.clip(1)).tolist()
         return max(
             sum(full[worker] for worker in row) / len(row) if row else 1.0 for row in table.rows

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
 
@@ -48,9 +46,9 @@ def flat(here: PeerId, there: PeerId) -> float:
     return 0.0 if here == there else 0.001
 
 
-def layer_s(one: Announcement, swarm: Iterable[Announcement]) -> float:
-    """A token's time per layer at a worker, with those in line before it."""
-    depth = max((span.end for other in swarm for span in hosted(other).spans), default=1)
+def layer_s(one: Announcement, depth: int = LAYERS) -> float:
+    """A token's time per layer at a worker, with those in line before it; `depth`: the end of
+    the span that a route is for."""
     layers = sum(span.layers for span in hosted(one).spans)
     in_line = one.sessions * min(1.0, 1.5 * max(1, layers) / depth)
     further_s = hosted(one).further_time_s

@@ -76,7 +76,7 @@ def test_brute_force_finds_nothing_better_with_price_and_risk(
             if before != peer:
                 risk = 1 - standing[peer] / (1 + failures[peer])
                 total_s += 0.001 + risk * 3.0 * LOAD_WEIGHT
-            total_s += layer_s(swarm[peer], swarm.values()) + hosted(swarm[peer]).price * 5e-6
+            total_s += layer_s(swarm[peer], whole.end) + hosted(swarm[peer]).price * 5e-6
         return total_s
 
     board = RouteBoard(swarm.values(), model=MODEL, link_time_s=flat)

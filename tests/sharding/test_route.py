@@ -81,7 +81,7 @@ def cost_s(
             return math.inf
         if before != peer:
             total_s += link_time_s(before, peer)
-        total_s += layer_s(one, swarm.values())
+        total_s += layer_s(one, start + len(chain))
         if not any(span.covers(Span(layer, layer + 1)) for span in hosted(one).spans):
             loaded[peer] += 1
             total_s += hosted(one).load_time_s * LOAD_WEIGHT
@@ -335,3 +335,11 @@ def test_alternatives_of_nothing_are_none() -> None:
     assert alternatives([], 3, flat) == []
     assert alternatives([worker("a", [WHOLE])], 0, flat) == []
     assert len(alternatives([worker("a", [WHOLE])], 3, flat)) == 1
+
+
+def test_a_layer_that_no_model_has_makes_no_queue_look_short() -> None:
+    busy = worker("a", [WHOLE], layer_time_s=0.010, sessions=3)
+    idle = worker("b", [WHOLE], layer_time_s=0.017)
+    liar = worker("c", [Span(1023, 1024)])
+    assert routed([busy, idle, liar]) == routed([busy, idle])
+    assert routed([busy, idle, liar]).hops[0].peer == "b"
