@@ -37,8 +37,8 @@ SEARCH_TRIES = 7
 WALL_HALVINGS = 8
 LEVEL_TRIES = 6
 POLISH_MOVES = 6
-# So many pipelines at once stay within a processor's cache.
-CHUNK = 1024
+# So many stages at once stay within a processor's cache.
+CHUNK_STAGES = 8192
 # What is slower than this share of the limit when idle is also judged as if it were late.
 NEARLY_LATE = 0.8
 SLOWER = (LATE_FACTOR, 1.3)
@@ -54,9 +54,10 @@ def judge(
     """
     worths = [-1.0] * len(lines)
     splits: list[list[int]] = [[] for _ in lines]
-    order = sorted(range(len(lines)), key=lambda at: (len(lines[at]), at))
-    for first in range(0, len(order), CHUNK):
-        chunk = order[first : first + CHUNK]
+    order = sorted(range(len(lines)), key=lambda at: (-len(lines[at]), at))
+    while order:
+        count = max(1, CHUNK_STAGES // len(lines[order[0]]))
+        chunk, order = order[:count], order[count:]
         rows = laid(facts, demand, [lines[at] for at in chunk], [ways_s[at] for at in chunk])
         values, layers = _best(rows)
         for at, value, split in zip(
@@ -169,10 +170,11 @@ def level(rows: Rows, rate: Array, caps: Array) -> Array:
     def at(inverse: Array) -> Array:
         alone = slope / (inverse * inverse) - start
         taken = np.where(alone < kink, alone, np.maximum(most - bend * inverse, kink))
-        return np.minimum(np.maximum(taken, floor), caps)
+        layers_at: Array = np.minimum(np.maximum(taken, floor), caps)
+        return layers_at
 
     cheapest = np.where(rows.used, np.minimum(whole_s, 1.5 * rows.fixed_s), HUGE)
-    dearest = np.maximum(
+    dearest: Array = np.maximum(
         bend_squared * 400.0, whole_s * (2 + 2 * rate * (whole_s * layers + rows.pass_s))
     )
     high = 1.5 / np.sqrt(least(cheapest))  # few layers

@@ -9,6 +9,8 @@ from gennode.sharding.pipeline import Group, Pool, Search
 
 # So few machines are grouped in the best of all ways: their subsets are all judged.
 EXACT_MACHINES = 8
+# Longer pipelines are left as they are: there are too many ways to change them.
+MAX_CHANGED = 24
 # A change must gain a group at least this share: smaller ones are errors of the judgement.
 LEAST_GAIN = 1e-4
 
@@ -67,10 +69,12 @@ def improved(pool: Pool, members: Sequence[int], start: Iterable[Group], effort:
     """Change groups as long as that helps, small changes first (variable neighbourhood descent,
     Mladenović and Hansen, Computers & Operations Research 24, 1997).
     """
-    groups = [group for group in start if pool.worth(group) > 0]
+    worthy = [group for group in start if pool.worth(group) > 0]
+    groups = [group for group in worthy if len(group) <= MAX_CHANGED]
+    long = [group for group in worthy if len(group) > MAX_CHANGED]
     kind = 0
     while kind < len(KINDS) and effort > 0:
-        spare = sorted(set(members).difference(*groups))
+        spare = sorted(set(members).difference(*groups, *long))
         changes = list(KINDS[kind](pool, groups, spare))
         wanted = pool.unknown(group for _, news in changes for group in news)
         wanted = wanted[:: -(-len(wanted) // effort) or 1]
@@ -79,7 +83,7 @@ def improved(pool: Pool, members: Sequence[int], start: Iterable[Group], effort:
         after = _changed(pool, groups, changes)
         kind = 0 if after else kind + 1
         groups = after or groups
-    return groups
+    return groups + long
 
 
 def _changed(pool: Pool, groups: Sequence[Group], changes: Iterable[Change]) -> list[Group] | None:

@@ -9,6 +9,8 @@ from gennode.sharding.pipeline import Group, Pool, Search
 # A pipeline is cut as short as its machines' room allows, or so many machines longer.
 FEW_LENGTHS = (0, 1, 2, 4)
 ALL_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+# Pieces begin this often in a pipeline's length, at least: that bounds the work.
+LONG_STAGES = 16
 # Lines whose frames take less are as good as any; from there on, steps of so much.
 QUICK_FRAME_S = 1e-5
 FINE_STEP = 4.0
@@ -73,17 +75,23 @@ def cut(pool: Pool, line: Sequence[int], lengths: Sequence[int]) -> Search:
 
 
 def pieces(pool: Pool, line: Sequence[int], lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Where pieces of the line begin and end that hold the model."""
+    """Where pieces of the line begin and end that hold the model.
+
+    Where many machines make one pipeline, not every one of them begins a piece.
+    """
     end = held = 0
+    next_first = 0
     for first, index in enumerate(line):
         while end < len(line) and held < pool.demand.layers:
             held += pool.capacity[line[end]]
             end += 1
         if held < pool.demand.layers:
             return
-        for more in lengths:
-            if end + more <= len(line):
-                yield first, end + more
+        if first >= next_first:
+            next_first = first + max(1, (end - first) // LONG_STAGES)
+            for more in lengths:
+                if end + more <= len(line):
+                    yield first, end + more
         held -= pool.capacity[index]
 
 

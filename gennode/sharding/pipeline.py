@@ -120,26 +120,26 @@ class Pool:
     def hops(self, group: Group) -> tuple[Hop, ...]:
         """The pipeline of a group; it begins where machines keep most of what they hold."""
         found = self._known[group]
-        best: tuple[int, str] | None = None
-        hops: tuple[Hop, ...] = ()
         pairs = list(zip(found.ring, found.layers, strict=True))
-        for way in (pairs, pairs[::-1]):
-            for first in range(len(way)):
-                laid, kept = self._laid([*way[first:], *way[:first]])
-                rank = (-kept, laid[0].peer)
-                if best is None or rank < best:
-                    best, hops = rank, laid
-        return hops
+        ways = [pairs, pairs[::-1]] if len(pairs) <= MAX_IMPROVED_RING else [pairs]
+        turned = [[*way[at:], *way[:at]] for way in ways for at in range(len(way))]
+        if len(pairs) > MAX_IMPROVED_RING:
+            turned = turned[:1]
+        best = min(turned, key=lambda way: (-self._kept(way), self.candidates[way[0][0]].peer))
+        hops, end = [], 0
+        for index, layers in best:
+            hops.append(Hop(self.candidates[index].peer, Span(end, end + layers)))
+            end += layers
+        return tuple(hops)
 
-    def _laid(self, stages: Sequence[tuple[int, int]]) -> tuple[tuple[Hop, ...], int]:
-        hops, end, kept = [], 0, 0
+    def _kept(self, stages: Sequence[tuple[int, int]]) -> int:
+        """How many layers machines need not load, if these are the stages in order."""
+        end = kept = 0
         for index, layers in stages:
-            span = Span(end, end + layers)
-            one = self.candidates[index]
-            hops.append(Hop(one.peer, span))
-            kept += max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
-            end = span.end
-        return tuple(hops), kept
+            held = self.candidates[index].held
+            kept += max(0, min(end + layers, held.end) - max(end, held.start))
+            end += layers
+        return kept
 
 
 Place = tuple[float, float, float]

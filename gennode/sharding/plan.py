@@ -15,6 +15,7 @@ from gennode.sharding import predict
 from gennode.sharding.cells import grouped
 from gennode.sharding.pipeline import Pool
 from gennode.sharding.rows import QUICKEST_S
+from gennode.sharding.spare import lack, room_layers, spread
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
@@ -48,29 +49,50 @@ class Plan:
 
 
 def plan(snapshot: Snapshot) -> Plan:
-    """Place a pool: the pipelines that are worth most together, then spare room where it helps.
+    """Place a pool: the pipelines that are worth most together, then spare machines where the
+    model is weakest.
 
     A pure function of the snapshot, blind to the order of its peers. Never raises: a pool that
     lacks something hosts what it can, and `missing` says what it lacks.
     """
     demand = snapshot.demand
-    peers = sorted({one.peer: _bounded(one) for one in snapshot.peers}.values(), key=_by_id)
-    room = {one.peer: room_layers(one, demand) for one in peers}
-    usable = [one for one in peers if room[one.peer] and one.max_sessions]
-    pool = Pool(usable, demand)
-    groups = grouped(pool)
-    pipelines = tuple(sorted((pool.hops(group) for group in groups), key=lambda hops: hops[0].peer))
-    by_peer = {one.peer: one for one in peers}
-    rate, mean_s = _predicted(pipelines, by_peer, demand)
+    by_peer = {one.peer: bounded(one) for one in sorted(snapshot.peers, key=lambda one: one.peer)}
+    peers = list(by_peer.values())
+    serving = [one for one in peers if one.max_sessions and room_layers(one, demand, 1)]
+    pool = Pool(serving, demand)
+    found = [pool.hops(group) for group in grouped(pool)]
+    pipelines = tuple(sorted(found, key=lambda hops: hops[0].peer))
+    rate, mean_s = predicted(pipelines, by_peer, demand)
     shares = {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}
-    hosts, missing = _spread(peers, room, shares, demand)
+    hosts = spread(peers, shares, demand)
+    missing = "" if pipelines else lack(peers, hosts, demand)
     return Plan(snapshot.epoch, hosts, pipelines, rate, mean_s, missing)
 
 
-def room_layers(candidate: Candidate, demand: Demand) -> int:
-    """How many of a model's layers a machine has room for, caches aside."""
-    fits = candidate.memory_bytes // demand.layer_bytes
-    return max(0, min(candidate.capacity_layers, demand.layers, fits))
+def bounded(one: Candidate) -> Candidate:
+    """A candidate as plans see it: none takes no time at all."""
+    cost = LayerCost(max(QUICKEST_S, one.cost.fixed_s), max(QUICKEST_S, one.cost.token_s))
+    return msgspec.structs.replace(one, cost=cost)
+
+
+def predicted(
+    pipelines: Sequence[Sequence[Hop]], by_peer: Mapping[PeerId, Candidate], demand: Demand
+) -> tuple[float, float]:
+    """Tokens per second of all pipelines, and the mean seconds of a token around them.
+
+    A pipeline that is late even when idle counts at the pace that `predict.worth` judges it by.
+    """
+    total = busy = 0.0
+    for pipeline in pipelines:
+        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
+        limit_s = demand.step_limit_s
+        rate = predict.best_rate(stages, demand, limit_s)
+        if rate <= 0.0:
+            limit_s = predict.LATE_FACTOR * predict.step_s(stages, demand, 0.0)
+            rate = predict.best_rate(stages, demand, limit_s)
+        total += rate
+        busy += rate * predict.step_s(stages, demand, rate)
+    return total, busy / total if total > 0 else 0.0
 
 
 def split(layers: int, speeds: Sequence[float], capacities: Sequence[int]) -> list[Span]:
@@ -132,54 +154,6 @@ def speed_of(layer_time_s: float) -> float:
     return 1 / max(layer_time_s, FASTEST_LAYER_S)
 
 
-def _by_id(candidate: Candidate) -> PeerId:
-    return candidate.peer
-
-
-def _bounded(one: Candidate) -> Candidate:
-    cost = LayerCost(max(QUICKEST_S, one.cost.fixed_s), max(QUICKEST_S, one.cost.token_s))
-    return msgspec.structs.replace(one, cost=cost)
-
-
-def _predicted(
-    pipelines: Sequence[Sequence[Hop]], by_peer: Mapping[PeerId, Candidate], demand: Demand
-) -> tuple[float, float]:
-    """Tokens per second of all pipelines, and the mean time of a token."""
-    total = busy = 0.0
-    for pipeline in pipelines:
-        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
-        idle_s = predict.step_s(stages, demand, 0.0)
-        limit_s = demand.step_limit_s
-        if idle_s >= limit_s:
-            limit_s = predict.LATE_FACTOR * idle_s
-        rate = predict.best_rate(stages, demand, limit_s)
-        total += rate
-        busy += rate * predict.step_s(stages, demand, rate)
-    return total, busy / total if total > 0 else 0.0
-
-
-def _spread(
-    peers: Sequence[Candidate],
-    room: Mapping[PeerId, int],
-    shares: Mapping[PeerId, Span],
-    demand: Demand,
-) -> tuple[tuple[Hop, ...], str]:
-    """What everybody loads: their shares, and whom no pipeline took the weakest layers."""
-    supply = [0.0] * demand.layers
-    hosts = []
-    for one in sorted(peers, key=lambda one: (one.peer not in shares, one.peer)):
-        if span := shares.get(one.peer):
-            hosts.append(Hop(one.peer, span))
-        elif room[one.peer]:
-            span = _neediest_window(supply, room[one.peer], Span(0, 0))
-            hosts.append(Hop(one.peer, span))
-        else:
-            continue
-        _add(supply, span, one.cost.fixed_s + one.cost.token_s)
-    hosts.sort(key=lambda hop: hop.peer)
-    return tuple(hosts), _missing(supply)
-
-
 def _add(supply: list[float], span: Span, layer_time_s: float) -> None:
     for layer in range(span.start, min(span.end, len(supply))):
         supply[layer] += speed_of(layer_time_s)
@@ -195,13 +169,3 @@ def _neediest_window(supply: Sequence[float], width: int, within: Span) -> Span:
         starts = range(layers - width + 1)
     start = min(starts, key=lambda start: sorted(supply[start : start + width]))
     return Span(start, start + width)
-
-
-def _missing(supply: Sequence[float]) -> str:
-    lacking = [layer for layer, tokens_per_s in enumerate(supply) if not tokens_per_s]
-    if not lacking:
-        return ""
-    return (
-        f"the pool holds {len(supply) - len(lacking)} of {len(supply)} layers: "
-        f"it needs room for {len(lacking)} more"
-    )

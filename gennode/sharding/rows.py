@@ -134,7 +134,8 @@ def sessions_of(rows: Rows, layers: Array) -> Array:
 def room(rows: Rows, sessions: Array) -> Array:
     """The most layers each machine may take so that it holds the caches of so many sessions."""
     each_bytes = rows.demand.layer_bytes + np.maximum(sessions, 1.0) * rows.demand.session_bytes
-    return np.minimum(np.floor(rows.memory_bytes / each_bytes), rows.capacity)
+    fits: Array = np.minimum(np.floor(rows.memory_bytes / each_bytes), rows.capacity)
+    return fits
 
 
 def highest(slack: Callable[[Array], Array], low: Array, high: Array, tries: int) -> Array:

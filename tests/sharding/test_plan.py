@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
+import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gennode.errors import LocalError
-from gennode.sharding.plan import Candidate, Snapshot, place, plan, speed_of, split
+from gennode.sharding.plan import place, plan, speed_of, split
+from gennode.sharding.predict import Stage, max_sessions
+from gennode.sharding.spare import room_layers
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
-
-CANDIDATES = st.lists(
-    st.tuples(st.integers(0, 14), st.sampled_from([0.0, 0.001, 0.002, 0.005, 0.02])), max_size=12
-).map(
-    lambda pool: tuple(
-        Candidate(PeerId(f"p{number:02}"), capacity, time_s)
-        for number, (capacity, time_s) in enumerate(pool)
-    )
-)
-
+from gennode.wire.snapshot import Snapshot
+from tests.sharding.pools import SNAPSHOTS, demand, machine, snapshot
 
 MODEL, OTHER = ModelId("a" * 64), ModelId("b" * 64)
 
@@ -34,19 +30,21 @@ def hosting(
     return Announcement(PeerId(peer), 1, 0, 30.0, (hosted,), 0, False, "unknown", ())
 
 
-@given(layers=st.integers(0, 12), peers=CANDIDATES, seed=st.integers(0, 99))
-def test_a_plan_is_full_within_capacity_and_blind_to_order(
-    layers: int, peers: tuple[Candidate, ...], seed: int
-) -> None:
-    made = plan(Snapshot(7, layers, peers))
-    shuffled = random.Random(seed).sample(peers, len(peers))
-    assert plan(Snapshot(7, layers, tuple(shuffled))) == made
+@given(pool=SNAPSHOTS, seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_a_plan_is_sound_whatever_the_pool(pool: Snapshot, seed: int) -> None:
+    made = plan(pool)
+    shuffled = tuple(random.Random(seed).sample(pool.peers, len(pool.peers)))
+    again = plan(msgspec.structs.replace(pool, peers=shuffled))
+    assert (again, again.digest) == (made, made.digest)
 
-    room = {peer.peer: min(peer.capacity_layers, layers) for peer in peers}
+    layers, peers = pool.demand.layers, {one.peer: one for one in pool.peers}
     loaded = {hop.peer: hop.span for hop in made.hosts}
-    assert {peer: span.layers for peer, span in loaded.items()} == {
-        peer: width for peer, width in room.items() if width
-    }
+    assert list(loaded) == sorted(loaded)
+    for peer, span in loaded.items():
+        assert 0 <= span.start < span.end <= layers
+        assert span.layers <= peers[peer].capacity_layers
+        assert span.layers * pool.demand.layer_bytes <= peers[peer].memory_bytes
     seen = [hop.peer for pipeline in made.pipelines for hop in pipeline]
     assert len(seen) == len(set(seen))
     for pipeline in made.pipelines:
@@ -54,39 +52,84 @@ def test_a_plan_is_full_within_capacity_and_blind_to_order(
         assert [hop.span.start for hop in pipeline] == ends[:-1]
         assert ends[-1] == layers
         assert all(loaded[hop.peer].covers(hop.span) for hop in pipeline)
-    assert bool(made.pipelines) == (0 < layers <= sum(room.values()))
+        stages = [Stage(peers[hop.peer], hop.span.layers) for hop in pipeline]
+        assert max_sessions(stages, pool.demand) > 0
+
+    room = {one.peer: room_layers(one, pool.demand) for one in pool.peers}
     covered = {layer for span in loaded.values() for layer in range(*span)}
     assert len(covered) == min(layers, sum(room.values()))
-    assert bool(made.missing) == (len(covered) < layers)
+    assert set(loaded) == {peer for peer, width in room.items() if width}  # nobody is idle
+    with_caches = sum(room_layers(one, pool.demand, 1) for one in pool.peers if one.max_sessions)
+    assert bool(made.pipelines) == (0 < layers <= with_caches)
+    assert bool(made.missing) == (layers > with_caches)
+    assert made.rate_token_s >= 0
+    assert math.isfinite(made.rate_token_s + made.step_s)
 
 
 def test_a_pool_too_small_says_what_it_lacks() -> None:
-    made = plan(Snapshot(1, 12, (Candidate(PeerId("a"), 4, 0.1), Candidate(PeerId("b"), 3, 0.1))))
-    assert made.missing == "the pool holds 7 of 12 layers: it needs room for 5 more"
+    asked = demand(12)
+    made = plan(snapshot(asked, machine("a", 4), machine("b", 3)))
+    assert made.missing == ("the pool holds 7 of 12 layers: it needs room for 5 more (476.8 MiB)")
     assert [hop.span for hop in made.hosts] == [Span(0, 4), Span(4, 7)]
-    assert plan(Snapshot(1, 12, ())).missing.startswith("the pool holds 0 of 12")
+    assert (made.pipelines, made.rate_token_s, made.step_s) == ((), 0.0, 0.0)
+    assert plan(snapshot(asked)).missing.startswith("the pool holds 0 of 12 layers")
 
 
-def test_as_many_pipelines_as_fit() -> None:
-    def pipelines(layers: int, *capacities: int) -> int:
-        peers = tuple(Candidate(PeerId(f"p{i}"), c, 0.1) for i, c in enumerate(capacities))
-        return len(plan(Snapshot(1, layers, peers)).pipelines)
-
-    assert pipelines(12, 12, 20, 12) == 3
-    assert pipelines(12, 6, 6, 6, 6) == 2
-    assert pipelines(12, 8, 8, 8) == 1  # 24 layers of room, but no peer is in two pipelines
-    assert pipelines(12, 10, 8, 4, 2) == 2
-
-
-def test_spare_room_goes_to_the_weakest_layers() -> None:
-    fast, slow, spare = (PeerId(name) for name in ("fast", "slow", "spare"))
-    made = plan(
-        Snapshot(
-            1, 8, (Candidate(fast, 4, 0.001), Candidate(slow, 4, 0.1), Candidate(spare, 2, 1.0))
-        )
+def test_a_few_bytes_too_few_are_called_so() -> None:
+    nearly = machine("a", 12, memory_bytes=1_199_000_000)
+    assert plan(snapshot(demand(12), nearly)).missing == (
+        "the pool holds 11 of 12 layers: it needs room for 1 more (95.4 MiB), "
+        "or 1.0 MiB more where layers nearly fit"
     )
+    without_caches = machine("a", 12, memory_bytes=1_310_000_000)
+    assert plan(snapshot(demand(12), without_caches)).missing == (
+        "the pool holds all 12 layers, but the caches of a session beside 11 alone: "
+        "it needs 9.5 MiB more"
+    )
+
+
+def test_shares_follow_speed_when_memory_forces_one_pipeline() -> None:
+    speeds = {"a": 1, "b": 2, "c": 2, "d": 3, "e": 4}
+    pool = [
+        machine(name, 19, layer_s=1e-5, token_s=0.012 / speed, memory_bytes=1 << 36)
+        for name, speed in speeds.items()
+    ]
+    made = plan(snapshot(demand(48, step_limit_s=60.0), *pool))
+    assert len(made.pipelines) == 1
+    layers = {hop.peer: hop.span.layers for hop in made.hosts}
+    for name, speed in speeds.items():
+        assert abs(layers[PeerId(name)] - 4 * speed) <= 1
+
+
+def test_far_regions_never_mix_where_each_has_enough() -> None:
+    pool = [machine(f"near{i}", 4, layer_s=0.002) for i in range(6)]
+    pool += [machine(f"over{i}", 4, layer_s=0.002, at=(0.15, 0.0)) for i in range(6)]
+    made = plan(snapshot(demand(12), *pool))
+    assert made.pipelines
+    for pipeline in made.pipelines:
+        assert len({hop.peer[:4] for hop in pipeline}) == 1
+
+
+def test_a_spare_machine_goes_where_least_is_computed() -> None:
+    fast, slow = machine("fast", 4, layer_s=0.001), machine("slow", 4, layer_s=0.01)
+    # it would only slow the pipeline down
+    spare = machine("spare", 2, layer_s=0.05, at=(5.0, 5.0))
+    made = plan(snapshot(demand(8), fast, slow, spare))
     spans = {hop.peer: hop.span for hop in made.hosts}
-    assert spans == {fast: Span(0, 4), slow: Span(4, 8), spare: Span(4, 6)}
+    assert [hop.peer for hop in made.pipelines[0]] == ["fast", "slow"]
+    assert (spans[fast.peer], spans[slow.peer]) == (Span(0, 4), Span(4, 8))
+    assert spans[spare.peer] == Span(4, 6)
+
+
+def test_machines_keep_what_they_hold_where_that_costs_nothing() -> None:
+    pool = [machine(name, 4) for name in "abc"]
+    spans = {hop.peer: hop.span for hop in plan(snapshot(demand(12), *pool)).hosts}
+    assert sorted(spans.values()) == [Span(0, 4), Span(4, 8), Span(8, 12)]
+    for start in (0, 4, 8):
+        held = Span(start, start + 4)
+        moved = [msgspec.structs.replace(pool[0], held=held), *pool[1:]]
+        hosts = {hop.peer: hop.span for hop in plan(snapshot(demand(12), *moved)).hosts}
+        assert hosts[pool[0].peer] == held
 
 
 @given(
