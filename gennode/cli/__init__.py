@@ -10,7 +10,18 @@ import click
 
 from gennode.errors import GennodeError, UsageError
 
-COMMANDS = ("ask", "demo", "doctor", "join", "publish", "relay", "simulate", "status", "testnet")
+COMMANDS = (
+    "ask",
+    "demo",
+    "doctor",
+    "join",
+    "plan",
+    "publish",
+    "relay",
+    "simulate",
+    "status",
+    "testnet",
+)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 EXIT_CODES = """\b

@@ -39,12 +39,27 @@ if TYPE_CHECKING:
     type=Layers(),
     default="auto",
     show_default=True,
-    help="Which layers; auto takes those that the swarm lacks most.",
+    help="Which layers; auto takes those that the swarm lacks most, and moves when others come "
+    "or go.",
 )
 @bootstrap_option
 @memory_option
 @listen_options
 @transport_option
+@click.option(
+    "--share",
+    type=click.FloatRange(0.01, 1.0),
+    default=1.0,
+    show_default=True,
+    help="Of the time, how much to compute at most: 0.25 leaves your machine free for you.",
+)
+@click.option(
+    "--price",
+    type=click.IntRange(0, 1 << 53),
+    default=0,
+    show_default=True,
+    help="Credits to ask per layer for a million tokens.",
+)
 @click.option("--follow", metavar="PEER/NAME", help="Go over to each version that it publishes.")
 @click.option("--relay", is_flag=True, help="Carry traffic for peers behind NATs as well.")
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
@@ -62,6 +77,8 @@ def command(
     port: int,
     relay: bool,
     transport: TransportName,
+    share: float,
+    price: int,
     follow: str | None,
     leash: bool,
     threads: int | None,
@@ -87,6 +104,7 @@ def command(
         loaded = spans_text(joined.spans)
         each_ms = joined.layer_time_s * 1e3
         note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
+        note(joined.account.words)
         note(f"of model {joined.model}, which others can fetch from here with --model")
         note(REACH_TEXT[joined.reach])
         note("others join, or ask, with:")
@@ -103,6 +121,8 @@ def command(
         listening=Listening(bootstrap, host, port, relay, transport),
         leash=leash,
         follow=parse_line(follow) if follow else None,
+        share=share,
+        price=price,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))
     note("left.")

@@ -63,6 +63,14 @@ def even_spans(model: str, workers: int) -> list[Span]:
 @model_option
 @click.option("--memory", metavar="SIZE", help="What each worker may take, such as 2G.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each worker.")
+@click.option("--auto", is_flag=True, help="Let workers find their places, and move.")
+@click.option(
+    "--share",
+    "shares",
+    type=click.FloatRange(0.01, 1.0),
+    multiple=True,
+    help="Of the time, how much a worker computes at most; the n-th is worker n's.",
+)
 @state_option
 @JSON_OPTION
 def up(
@@ -71,24 +79,56 @@ def up(
     model: str,
     memory: str | None,
     threads: int | None,
+    auto: bool,
+    shares: tuple[float, ...],
     state: Path,
     as_json: bool,
 ) -> None:
-    """Start the workers, each with its share of the model's layers."""
+    """Start the workers, each with its part of the model's layers."""
     from gennode.node.testnet import WorkerOptions
 
     testnet = _testnet(state)
-    spans = even_spans(model, workers)
+    spans: list[Span | None] = [None] * workers if auto else [*even_spans(model, workers)]
     note(f"starting {workers} workers …")
     cards = testnet.up(
         spans,
-        WorkerOptions(model, memory, threads),
+        WorkerOptions(model, memory, threads, shares=shares),
         on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
     )
     if as_json:
         print_json({"workers": cards, "spans": dict(zip(cards, spans, strict=True))})
         return
     note('ask it:  gennode testnet ask "add 23 58 ="')
+
+
+@command.command()
+@model_option
+@click.option("--memory", metavar="SIZE", help="What it may take, such as 2G.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Its threads.")
+@click.option(
+    "--share", type=click.FloatRange(0.01, 1.0), help="Of the time, how much it computes."
+)
+@state_option
+@JSON_OPTION
+def add(
+    *,
+    model: str,
+    memory: str | None,
+    threads: int | None,
+    share: float | None,
+    state: Path,
+    as_json: bool,
+) -> None:
+    """Start one more worker, which finds its place itself."""
+    from gennode.node.testnet import WorkerOptions
+
+    shares = (share,) if share is not None else ()
+    added = _running(state).add(
+        WorkerOptions(model, memory, threads, shares=shares),
+        on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
+    )
+    if as_json:
+        print_json({"workers": added})
 
 
 @command.command()

@@ -104,6 +104,12 @@ class LlamaShard:
         self._profile: Profile | None = None
         self._threads = torch.get_num_threads()
 
+    def reread(self, folder: ModelFolder) -> None:
+        """Load from this folder from now on: the same model, with more of its files here."""
+        if folder.manifest.model != self.model:
+            raise LocalError("a folder of another model can't take an engine's place")
+        self._folder = folder
+
     @property
     def model(self) -> ModelId:
         """Which weights these are."""

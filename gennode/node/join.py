@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from gennode.engine.probe import measure_machine
 from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, open_model
-from gennode.errors import ResourceError, UsageError
+from gennode.errors import LocalError, ResourceError, UsageError
+from gennode.node.agreeing import Agreeing
 from gennode.node.fetch import (
     Sharing,
     fetch_manifest,
@@ -25,28 +28,28 @@ from gennode.node.fetch import (
 from gennode.node.follow import Following, Means
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
+from gennode.node.moving import Moving
+from gennode.node.placing import place_newcomer
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.stopping import stoppable
 from gennode.node.transports import Listening
 from gennode.node.worker import Worker
-from gennode.sharding.capacity import cache_bytes, hosting_bytes, layer_bytes, layers_that_fit
-from gennode.sharding.plan import place
+from gennode.sharding.capacity import Account, account
 from gennode.wire.fields import Reach
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
 from gennode.wire.release import Line
-
-PLANNED_SESSIONS = 4  # whose caches are set aside before layers are counted
-PLANNED_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
 class JoinOptions:
     """What a person asked for. `span` None: place me; `memory_bytes` None: half of what is free.
 
-    `leash`: leave when standard input ends, so as not to outlive whoever started us.
+    `share`: of the time, how much to compute at most. `price`: credits to ask per layer for a
+    million tokens. `leash`: leave when standard input ends, so as not to outlive whoever started
+    us.
     """
 
     state: Path
@@ -57,6 +60,8 @@ class JoinOptions:
     listening: Listening
     leash: bool = False
     follow: Line | None = None
+    share: float = 1.0
+    price: int = 0
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -71,6 +76,7 @@ class Joined(msgspec.Struct, frozen=True):
     spare_layers: int
     layer_time_s: float
     compute_class: str
+    account: Account
 
 
 async def join(
@@ -82,12 +88,15 @@ async def join(
     state.prepare()
     with state.locked():
         key = state.key()
-        folder, worker = None, None
+        if options.memory_bytes is None:  # once: what is free changes as layers are loaded
+            memory_bytes = int(psutil.virtual_memory().available) // 2
+            options = dataclasses.replace(options, memory_bytes=memory_bytes)
+        folder = None
         if not is_model_id(options.model):
             path = find_or_download(options.model, progress)
             with progress("checking the model's files") as report:
                 folder = open_model(path, progress=report, cache=hash_cache())
-            worker = _worker(folder, options)
+            _capacity(folder.manifest.shape, options)
         async with (
             stoppable(leash=options.leash) as stop,
             running(key, options.listening, peers=state.peers) as started,
@@ -96,37 +105,91 @@ async def join(
             await node.bootstrap(options.listening.bootstrap)
             with progress("finding out how others reach this node", unit="steps"):
                 await started.settle()
+            await _measure(node, options, progress)
             async with Sharing(node) as shared:
-                if folder is None or worker is None:
-                    folder, options = await _fetch(node, options, progress)
-                    worker = _worker(folder, options)
-                await _settle(node, worker, folder, options, progress)
+                worker, folder = await _take_place(node, folder, options, progress)
                 shared.add(folder.shelf, folder.whole_layers())
-                joined = _joined(node, worker)
+                joined = _joined(node, worker, folder, options)
                 control = str(started.status_socket)
                 state.publish(
                     NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model)
                 )
                 if options.follow is not None:
                     node.keep(_following(node, shared, folder, options, options.follow).run())
+                elif options.span is None:
+                    _stay_flexible(node, shared, worker, folder)
                 on_ready(joined)
                 stop.is_awaited = True
                 await stop.told.wait()
 
 
-async def _fetch(
-    node: LiveNode, options: JoinOptions, progress: ShowProgress
-) -> tuple[ModelFolder, JoinOptions]:
-    """The layers of our place, from peers; the options that come back name that place."""
-    model = ModelId(options.model)
-    with progress("looking for the model", unit="steps"):
-        await node.hear(model)
-        manifest = await fetch_manifest(node, model, folder=weights_folder(model))
-    capacity = _capacity(manifest.shape, options, _memory(options))
-    span = options.span or place(model, manifest.shape.layers, capacity, node.live())
-    path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
-    folder = await asyncio.to_thread(open_model, path)
-    return folder, dataclasses.replace(options, span=span)
+async def _measure(node: LiveNode, options: JoinOptions, progress: ShowProgress) -> None:
+    """Find out what this machine can do, and announce it."""
+    memory_bytes = options.memory_bytes or 0
+    with progress("measuring this machine", unit="steps") as report:
+        machine = await node.in_engine_thread(
+            lambda: measure_machine(options.device, memory_bytes=memory_bytes, progress=report)
+        )
+    node.machine.measured(
+        msgspec.structs.replace(
+            machine,
+            flops_per_s=machine.flops_per_s * options.share,
+            memory_bytes_per_s=machine.memory_bytes_per_s * options.share,
+            pass_s=machine.pass_s / options.share,
+        )
+    )
+
+
+async def _take_place(
+    node: LiveNode, folder: ModelFolder | None, options: JoinOptions, progress: ShowProgress
+) -> tuple[Worker, ModelFolder]:
+    """Choose layers, get their weights from peers if they are not here, load and announce them."""
+    if folder is None:
+        model = ModelId(options.model)
+        with progress("looking for the model", unit="steps"):
+            await node.hear(model)
+            manifest = await fetch_manifest(node, model, folder=weights_folder(model))
+        span = _place(node, model, manifest.shape, options)
+        path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
+        folder = await asyncio.to_thread(open_model, path)
+    else:
+        if not node.is_alone and options.span is None:
+            await node.hear(folder.manifest.model)
+        span = _place(node, folder.manifest.model, folder.manifest.shape, options)
+    worker = _worker(folder, options)
+    with progress(f"loading layers {span}", unit="layers") as report:
+        await node.in_engine_thread(lambda: worker.engine.load(span, report))
+    await node.serve(worker)
+    return worker, folder
+
+
+def _place(node: LiveNode, model: ModelId, shape: ModelShape, options: JoinOptions) -> Span:
+    """The layers that were asked for, or those that the swarm lacks most."""
+    capacity = _capacity(shape, options)
+    if options.span is not None:
+        return options.span
+    return place_newcomer(node.machine, time.monotonic(), model, shape, capacity)
+
+
+def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: ModelFolder) -> None:
+    """Take part in planning, and go where plans and gaps want this worker."""
+    model, engine = folder.manifest.model, worker.engine
+    if not isinstance(engine, LlamaShard):
+        raise LocalError("only an engine that reads files can move")
+
+    async def fetch(span: Span) -> None:
+        if not folder.is_partial:
+            return
+        path = await fetch_span(node, model, span, folder=folder.path)
+        fuller = await asyncio.to_thread(open_model, path)
+        await node.in_engine_thread(lambda: engine.reread(fuller))
+        shared.add(fuller.shelf, fuller.whole_layers())
+
+    agreeing, shape = Agreeing(node), folder.manifest.shape
+    agreeing.plan(model, shape)
+    node.keep(agreeing.run())
+    moving = Moving(node, worker, shape, fetch=fetch, plan=lambda: agreeing.hosts(model))
+    node.keep(moving.run())
 
 
 def _following(
@@ -150,71 +213,47 @@ def _following(
         shared.remove(model)
         folders.pop(model, None)
 
-    shape = folder.manifest.shape
-    positions = min(PLANNED_POSITIONS, shape.max_positions)
-    each_bytes = hosting_bytes(shape, 1, sessions=PLANNED_SESSIONS, positions=positions)
-    capacity = _memory(options) // each_bytes  # of two versions, so perhaps more than one has
+    # of two versions, so perhaps more layers than one has
+    each_bytes = account(folder.manifest.shape, 0).layer_bytes
+    capacity = (options.memory_bytes or 0) // each_bytes
     return Following(node, line, Means(fetch, make, gained, dropped), capacity_layers=capacity)
 
 
-def _memory(options: JoinOptions) -> int:
-    if options.memory_bytes is not None:
-        return options.memory_bytes
-    return int(psutil.virtual_memory().available) // 2
-
-
-def _capacity(shape: ModelShape, options: JoinOptions, memory_bytes: int) -> int:
-    """How many layers may be loaded; ResourceError if too few for what was asked."""
-    positions = min(PLANNED_POSITIONS, shape.max_positions)
-    capacity = layers_that_fit(shape, memory_bytes, sessions=PLANNED_SESSIONS, positions=positions)
+def _capacity(shape: ModelShape, options: JoinOptions) -> int:
+    """How many layers may be loaded; an error if too few for what was asked."""
+    found = account(shape, options.memory_bytes or 0)
     if options.span is not None and options.span.end > shape.layers:
         raise UsageError(
             f"{options.model} has {shape.layers} layers, not {options.span.end}",
             hint=f"choose within 0:{shape.layers}",
         )
     wanted = options.span.layers if options.span else 1
-    if capacity < wanted:
+    if found.fitting_layers < wanted:
         raise ResourceError(
-            f"{memory_bytes / 2**20:.0f} MiB hold {capacity} layers of {options.model}",
+            f"{options.model}: {found.words}",
             hint="give more with --memory, or fewer layers with --layers",
         )
-    return capacity
+    return found.fitting_layers
 
 
 def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
-    shape, memory_bytes = folder.manifest.shape, _memory(options)
-    capacity = _capacity(shape, options, memory_bytes)
-    positions = min(PLANNED_POSITIONS, shape.max_positions)
-    cache = max(
-        memory_bytes - capacity * layer_bytes(shape),
-        capacity * cache_bytes(shape, sessions=PLANNED_SESSIONS, positions=positions),
+    shape = folder.manifest.shape
+    capacity = _capacity(shape, options)
+    cache_bytes = account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
+    engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache_bytes)
+    return Worker(
+        engine,
+        shape.layers,
+        capacity,
+        shape.max_positions,
+        loads_on_request=not folder.is_partial,
+        share=options.share,
+        price=options.price,
+        is_fixed=options.span is not None,
     )
-    engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache)
-    if folder.is_partial and options.span is not None:
-        capacity = options.span.layers  # others can't be loaded on request: they are not here
-    return Worker(engine, shape.layers, capacity, shape.max_positions)
 
 
-async def _settle(
-    node: LiveNode,
-    worker: Worker,
-    folder: ModelFolder,
-    options: JoinOptions,
-    progress: ShowProgress,
-) -> None:
-    """Choose layers, load them, announce them."""
-    model, layers = folder.manifest.model, folder.manifest.shape.layers
-    span = options.span
-    if span is None:
-        if not node.is_alone:
-            await node.hear(model)
-        span = place(model, layers, worker.capacity_layers, node.live())
-    with progress(f"loading layers {span}", unit="layers") as report:
-        await node.in_engine_thread(lambda: worker.engine.load(span, report))
-    await node.serve(worker)
-
-
-def _joined(node: LiveNode, worker: Worker) -> Joined:
+def _joined(node: LiveNode, worker: Worker, folder: ModelFolder, options: JoinOptions) -> Joined:
     hosting = worker.hosting()
     return Joined(
         peer=node.machine.peer,
@@ -226,4 +265,5 @@ def _joined(node: LiveNode, worker: Worker) -> Joined:
         spare_layers=hosting.spare_layers,
         layer_time_s=hosting.layer_time_s,
         compute_class=hosting.compute_class,
+        account=account(folder.manifest.shape, options.memory_bytes or 0, node.machine.machine),
     )

@@ -18,7 +18,6 @@ from gennode.mesh.links.limits import Use
 from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import (
-    Action,
     CloseJob,
     Job,
     Opened,
@@ -29,8 +28,10 @@ from gennode.node.actions import (
 )
 from gennode.node.live_sessions import LivePipeline, LiveSessions
 from gennode.node.meeting import Meeting, Where
-from gennode.node.peer import PeerMachine
+from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.peers import PeerBook
+from gennode.node.planning import Accepted, Judge, PlanEvent
+from gennode.node.proposals import Refused
 from gennode.node.worker import Work, Worker
 from gennode.sharding.route import Gap
 from gennode.wire.announcement import Announcement
@@ -68,13 +69,15 @@ class LiveNode:
         self.codec = codec_name
         self.step_bytes = 0
         """What the steps took that were sent from here, with all headers."""
+        self.on_plan: Callable[[PlanEvent], None] = lambda _event: None
+        """Heeds what becomes of plans."""
         self.workers: dict[ModelId, Worker] = {}
         """What is hosted, retired models too until they are dropped."""
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
         self._past_work = Work()
         self._book = book or PeerBook(None)
         self._rival = 0
-        self._sessions = LiveSessions(self.machine.owning, codec_name, self._act, on_event)
+        self._sessions = LiveSessions(self.machine.owning, codec_name, self.act, on_event)
         self._directory_seen = -1
         self._directory_changed = asyncio.Event()
         self._crash: BaseException | None = None
@@ -111,7 +114,7 @@ class LiveNode:
     ) -> None:
         self._book.save(self._good())
         with suppress(NetworkError):  # the links' own tasks have failed: nobody can be told
-            self._act(self.machine.leave(self._now_s(), self._meeting.known))
+            self.act(self.machine.leave(self._now_s(), self._meeting.known))
         self._has_left = True  # what still comes in finds nobody to act on it
         try:
             await self._stack.__aexit__(kind, error, trace)
@@ -125,7 +128,7 @@ class LiveNode:
     def release(self, signed: Signed) -> int:
         """Publish a release of our own; to how many workers it goes straight."""
         actions = self.machine.release(signed, self._now_s())
-        self._act(actions)
+        self.act(actions)
         return len(actions)
 
     def fail(self, error: BaseException) -> None:
@@ -142,7 +145,7 @@ class LiveNode:
         await self.in_engine_thread(worker.hosting)
         self.workers[model] = worker
         self.machine.serve(worker.terms(), worker.hosting())
-        self._act(self.machine.tick(self._now_s(), self._meeting.known))  # announced from here on
+        self.act(self.machine.tick(self._now_s(), self._meeting.known))  # announced from here on
         if model not in self._seeking:
             self._seeking[model] = self._group.create_task(self._meeting.keep_rendezvous(model))
             self._stack.callback(self._seeking[model].cancel)
@@ -226,7 +229,7 @@ class LiveNode:
         while True:
             if self._crash is not None:
                 raise self._crash
-            self._act(self.machine.tick(self._now_s(), self._meeting.known))
+            self.act(self.machine.tick(self._now_s(), self._meeting.known))
             self._notice_twin()
             for fork in self.machine.releases.take_forks():
                 log.warning("release_forked line=%s number=%d", fork.line, fork.number)
@@ -267,15 +270,16 @@ class LiveNode:
     # -- messages in, actions out -------------------------------------------------------------
 
     def _on_message(self, sender: PeerId, message: Message, payload: bytes) -> None:
-        self._act(self.machine.receive(sender, message, payload, self._now_s()))
+        self.act(self.machine.receive(sender, message, payload, self._now_s()))
 
     def _on_down(self, peer: PeerId, reason: str, _breach: bool) -> None:
-        self._act(self.machine.peer_down(peer, as_text(reason), self._now_s()))
+        self.act(self.machine.peer_down(peer, as_text(reason), self._now_s()))
 
     def _on_trouble(self, peer: PeerId, reason: str) -> None:
-        self._act(self.machine.peer_in_trouble(peer, as_text(reason), self._now_s()))
+        self.act(self.machine.peer_in_trouble(peer, as_text(reason), self._now_s()))
 
-    def _act(self, actions: list[Action]) -> None:
+    def act(self, actions: Sequence[PeerAction]) -> None:
+        """Do what a machine of this node decided."""
         if self._has_left:
             return
         for action in actions:
@@ -286,6 +290,8 @@ class LiveNode:
                         self.step_bytes += sent_bytes
                 case Run():
                     self._run(action.job)
+                case Judge() | Accepted() | Refused():
+                    self.on_plan(action)
                 case _:
                     self._sessions.tell(action)
         if self.machine.directory_version != self._directory_seen:
@@ -318,7 +324,7 @@ class LiveNode:
             hosting = worker.hosting()
             if hosting not in self.machine.hosting:
                 self.machine.learn(hosting)
-        self._act(self.machine.computed(job, future.result()))
+        self.act(self.machine.computed(job, future.result()))
 
     # -- owning -------------------------------------------------------------------------------
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 
 from gennode.errors import LocalError, NoRouteError
+from gennode.mesh.directory.directory import Directory
+from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action
+from gennode.node.choice import RouteChoice
 from gennode.node.session import SessionMachine, SessionTerms
-from gennode.sharding.route import Gap, LinkTime, Route, choose_route
-from gennode.wire.announcement import Announcement
+from gennode.sharding.route import Gap, Route
+from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Accept, Failed, Pong, Refuse, Step
@@ -17,21 +19,18 @@ from gennode.wire.messages import Accept, Failed, Pong, Refuse, Step
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 MAX_OWN_SESSIONS = 256
 
-Live = Callable[[float], tuple[Announcement, ...]]
-"""(now in seconds) → every announcement that is alive."""
-
 
 class OwnerMachine:
     """All sessions of one owner. Sans-IO: every call returns what to do."""
 
-    def __init__(self, peer: PeerId, rng: random.Random, live: Live, link_time_s: LinkTime) -> None:
-        """`link_time_s`: seconds from one peer to another for one token's frame."""
+    def __init__(
+        self, peer: PeerId, rng: random.Random, directory: Directory, distances: Distances
+    ) -> None:
         self._peer = peer
         self._rng = rng
-        self._live = live
-        self._link_time_s = link_time_s
         self._sessions: dict[SessionId, SessionMachine] = {}
         self._shunned: dict[PeerId, float] = {}
+        self._choice = RouteChoice(peer, rng, directory, distances)
         self._now_s = 0.0
 
     # -- routes -------------------------------------------------------------------------------
@@ -45,37 +44,15 @@ class OwnerMachine:
         plan's to decide, not the route's.
         """
         warm = self.warm_route(model, span, entry, avoid, now_s)
-        return (
-            warm
-            if isinstance(warm, Route)
-            else self._route(model, span, entry, avoid, now_s, allow_cold=True)
-        )
+        if isinstance(warm, Route):
+            return warm
+        return self._choice.route(model, span, entry, avoid, now_s, allow_cold=True)
 
     def warm_route(
         self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
     ) -> Route | Gap:
         """The best chain over `span` for which nobody has to load a layer."""
-        return self._route(model, span, entry, avoid, now_s, allow_cold=False)
-
-    def _route(
-        self,
-        model: ModelId,
-        span: Span,
-        entry: PeerId,
-        avoid: frozenset[PeerId],
-        now_s: float,
-        *,
-        allow_cold: bool,
-    ) -> Route | Gap:
-        return choose_route(
-            self._live(now_s),
-            model=model,
-            span=span,
-            entry=entry,
-            exclude=avoid,
-            link_time_s=self._link_time_s,
-            allow_cold=allow_cold,
-        )
+        return self._choice.route(model, span, entry, avoid, now_s, allow_cold=False)
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -94,6 +71,7 @@ class OwnerMachine:
             raise LocalError(f"{MAX_OWN_SESSIONS} sessions of ours are open already")
         shunned = frozenset(self._shunned)
         whole = Span(0, layers)
+        self._choice.frames(model, codec_of(codec).row_bytes(dim))
         found = self.route(model, whole, self._peer, shunned, now_s)
         if isinstance(found, Gap) and shunned:
             found = self.route(model, whole, self._peer, frozenset(), now_s)
@@ -109,6 +87,7 @@ class OwnerMachine:
         self._now_s = now_s
         machine = SessionMachine(terms, found.hops, find_hops)
         self._sessions[session] = machine
+        self._choice.opened(machine.path)
         return session, machine.start(now_s)
 
     def submit(
@@ -130,7 +109,10 @@ class OwnerMachine:
     def close_session(self, session: SessionId) -> list[Action]:
         """End a session. Idempotent."""
         machine = self._sessions.pop(session, None)
-        return machine.close() if machine else []
+        if machine is None:
+            return []
+        self._choice.closed(machine.path)
+        return machine.close()
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -162,6 +144,8 @@ class OwnerMachine:
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
         self._now_s = self._shunned[peer] = now_s
+        if any(hop.peer == peer for one in self._sessions.values() for hop in one.path):
+            self._choice.failed(peer, now_s)
         machines = list(self._sessions.values())
         return [action for one in machines for action in one.peer_down(peer, reason, now_s)]
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from gennode.errors import GennodeError, LocalError
 from gennode.mesh.directory.absence import Absence
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
+from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action, Job, Send
 from gennode.node.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.owning import OwnerMachine
-from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting
+from gennode.node.planning import PlanEvent, PlanningMachine
+from gennode.node.witness import Pace
+from gennode.sharding.snapshots import snapshot_of
+from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting, Machine
 from gennode.wire.beats import LINK_BYTES, chain
 from gennode.wire.fields import Reach
 from gennode.wire.ids import ModelId, PeerId
+from gennode.wire.manifest import ModelShape
 from gennode.wire.messages import (
     Accept,
     AgedAnnouncement,
@@ -27,6 +34,9 @@ from gennode.wire.messages import (
     Failed,
     Message,
     Missing,
+    PlanDigest,
+    PlanSent,
+    PlanWanted,
     Pong,
     Probe,
     Refuse,
@@ -35,12 +45,15 @@ from gennode.wire.messages import (
     Step,
 )
 from gennode.wire.signing import Key, Signed, seal
+from gennode.wire.snapshot import Snapshot
 
 LIFETIME_S = 30.0  # a peer that vanishes without a word is forgotten after this
 RENEW_S = 10.0  # between announcements that tell of no more than another number of sessions
-LINK_TIME_S = 0.002  # one frame to the next peer, until links are measured
+UPLOAD_NEWS_SHARE = 0.2  # measured uploads waver by less
 MAX_TOLD = 32  # workers that a publisher tells of a release itself
 MAX_GOODBYES = 32  # each may need a connection, and rumours do the rest
+
+PeerAction = Action | PlanEvent
 
 
 class PeerMachine:
@@ -57,17 +70,20 @@ class PeerMachine:
         self.releases = ReleaseBoard(rng)
         """The versions of models that publishers have signed."""
         self._absence = Absence()
+        self.planning: dict[ModelId, PlanningMachine] = {}
+        """Our part in planning the models that we host, where no person chose our layers."""
         self._hops = HopMachine(key.peer, HopLimits())
         self._hosting: dict[ModelId, Hosting] = {}
         self._is_known = False  # whether the last announcement was no goodbye
         self._relay = False
         self._reach: Reach = "unknown"
         self._addresses: tuple[str, ...] = ()
+        self._machine: Machine | None = None
+        self._told_machine: Machine | None = None
         self._renewed_s = float("-inf")
         self._told_sessions = 0
-        self.owning = OwnerMachine(
-            key.peer, rng, self._directory.live, lambda _source, _target: LINK_TIME_S
-        )
+        self.distances = Distances(key.peer, rng)
+        self.owning = OwnerMachine(key.peer, rng, self._directory, self.distances)
 
     # -- being a worker -----------------------------------------------------------------------
 
@@ -92,6 +108,16 @@ class PeerMachine:
         """Forget a model that is retired; LocalError while sessions of it run."""
         self.retire(model)
         self._hops.drop(model)
+        self.planning.pop(model, None)
+
+    def plan(self, model: ModelId, shape: ModelShape, pace: Pace) -> PlanningMachine:
+        """Take part in planning a model from now on."""
+
+        def take_snapshot(live: Sequence[Announcement], epoch: int) -> Snapshot:
+            return snapshot_of(live, model=model, shape=shape, epoch=epoch)
+
+        self.planning[model] = PlanningMachine(self._key, model, take_snapshot, self._rng, pace)
+        return self.planning[model]
 
     def sessions_of(self, model: ModelId) -> int:
         """Sessions of a model that pass through this peer now."""
@@ -101,6 +127,22 @@ class PeerMachine:
         """Announce where and how this peer can be reached, and whether it relays for others."""
         self._addresses, self._reach, self._relay = addresses, reach, relay
         self._renewed_s = float("-inf")
+
+    def measured(self, machine: Machine) -> None:
+        """Announce what this machine can do; where it is, and its line, are measured here."""
+        self._machine = machine
+        self._renewed_s = float("-inf")
+
+    @property
+    def machine(self) -> Machine | None:
+        """What is to be announced of this machine now; None if nobody measured it."""
+        if self._machine is None:
+            return None
+        return msgspec.structs.replace(
+            self._machine,
+            upload_bytes_per_s=self.distances.upload_bytes_per_s,
+            coordinate=self.distances.announced,
+        )
 
     @property
     def reach(self) -> Reach:
@@ -162,7 +204,7 @@ class PeerMachine:
 
     def receive(
         self, sender: PeerId, message: Message, payload: bytes, now_s: float
-    ) -> list[Action]:
+    ) -> Sequence[PeerAction]:
         """React to a message; RemoteError if its sender broke the protocol."""
         self.owning.heard(sender, now_s)
         self._absence.heard(sender)
@@ -177,13 +219,17 @@ class PeerMachine:
                 knocks = self.addresses(message.peer) and self._absence.knocks(message.peer, now_s)
                 return [Send(message.peer, Probe(0))] if knocks else []
             case Probe() | Echo():
-                return []
+                echoes = self.distances.receive(sender, message, payload, now_s)
+                return [Send(peer, echo, padding) for peer, echo, padding in echoes]
             case Accept() | Refuse() | Failed() | Pong():
                 if isinstance(message, Accept) and self.owning.owns(message.session):
                     self._directory.worked_with(sender)
                 return self.owning.receive(sender, message, payload, now_s)
             case Step() if self.owning.expects(message):
                 return self.owning.receive(sender, message, payload, now_s)
+            case PlanDigest() | PlanWanted() | PlanSent():
+                planning = self.planning.get(message.model)
+                return planning.receive(sender, message, payload, now_s) if planning else []
         return self._hops.receive(sender, message, payload, now_s)
 
     def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
@@ -207,9 +253,12 @@ class PeerMachine:
         announce themselves, each with its net group."""
         if (self._offers or self._is_known) and self._has_to_announce(now_s):
             self._announce(now_s)
+        partners = self._directory.neighbours.chosen
+        probes = self.distances.tick(now_s, partners)
+        actions: list[Action] = [Send(peer, probe, padding) for peer, probe, padding in probes]
         exchanges = self._directory.tick(now_s, others)
-        actions: list[Action] = [Send(peer, message) for peer, message in exchanges]
-        told = self.releases.tick(now_s, self._directory.neighbours.chosen)
+        actions += [Send(peer, message) for peer, message in exchanges]
+        told = self.releases.tick(now_s, partners)
         actions += [Send(peer, message) for peer, message in told]
         return actions + self._hops.tick(now_s) + self.owning.tick(now_s)
 
@@ -238,7 +287,17 @@ class PeerMachine:
             return False
         if self._renewed_s == float("-inf") or self._directory.is_spent:
             return True
-        return self._told_sessions != self.hosted_sessions and now_s - self._renewed_s >= RENEW_S
+        has_news = self._told_sessions != self.hosted_sessions or self._told_machine != self.machine
+        return has_news and now_s - self._renewed_s >= RENEW_S
+
+    @property
+    def _has_other_machine(self) -> bool:
+        """Whether this machine is elsewhere than announced, or its line is another."""
+        told, now = self._told_machine, self.machine
+        if told is None or now is None or told.coordinate is not now.coordinate:
+            return told is not now
+        off = abs(now.upload_bytes_per_s - told.upload_bytes_per_s)
+        return off > UPLOAD_NEWS_SHARE * told.upload_bytes_per_s
 
     @property
     def rival(self) -> Announcement | None:
@@ -259,6 +318,7 @@ class PeerMachine:
 
     def _announce(self, now_s: float) -> Signed:
         self._renewed_s, self._told_sessions = now_s, self.hosted_sessions
+        self._told_machine = self.machine
         twin = self._directory.twin
         links = chain(self._rng.randbytes(LINK_BYTES)) if self._offers else ()
         self._is_known = self._offers
@@ -275,6 +335,7 @@ class PeerMachine:
             addresses=self._addresses,
             chain_end=links[0] if links else bytes(LINK_BYTES),
             rival=twin.instance if twin and twin.instance > self._instance else 0,
+            machine=self._told_machine,
         )
         signed = seal(self._key, DOMAIN, announcement)
         self._directory.publish(signed, links, now_s)

@@ -59,7 +59,8 @@ class Accepted:
 
 
 PlanMessage = PlanDigest | PlanWanted | PlanSent
-PlanAction = Send | Judge | Accepted | Refused
+PlanEvent = Judge | Accepted | Refused
+PlanAction = Send | PlanEvent
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,11 @@ class PlanningMachine:
         return self._weigh(now_s)
 
     def _wants(self, digest: PlanDigest) -> bool:
-        """Whether to ask for a proposal now: it would win, and its publisher's turn has come."""
-        if abs(digest.epoch - self._epoch) > 1 or not self._would_win(digest):
-            return False
-        if not self._proposals.may_read(digest):
+        """Whether to ask for a proposal now: it would win, and its publisher's turn has come.
+
+        Of old epochs `Spread` keeps no offers, and in later ones nobody has a turn yet.
+        """
+        if not self._would_win(digest) or not self._proposals.may_read(digest):
             return False
         turn_s = self._turn_s(digest.epoch, digest.publisher)
         return turn_s is not None and self._unix_s + self._pace.skew_s >= turn_s
@@ -219,8 +221,6 @@ class PlanningMachine:
         plan = self._proposals.conclude(one, decision)
         if isinstance(plan, Refused):
             return [plan]
-        if not self._would_win(one.digest):
-            return []
         return [self._accept(one.digest, one.sent, plan, one.proposal.snapshot)]
 
     def _accept(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +18,8 @@ from typing import Any
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.mesh.directory.netgroup import LOCAL
-from gennode.node.actions import Action, Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
-from gennode.node.peer import PeerMachine
+from gennode.node.actions import Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
+from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
@@ -171,7 +171,7 @@ class SimulatedSwarm:
             self.act(peer, state.machine.tick(self.now_s, others))
         self.after(TICK_S, lambda: self._tick(peer))
 
-    def act(self, peer: PeerId, actions: list[Action]) -> None:
+    def act(self, peer: PeerId, actions: Sequence[PeerAction]) -> None:
         """Carry out what a peer's machine asked for."""
         for action in actions:
             match action:

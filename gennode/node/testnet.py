@@ -32,6 +32,8 @@ class WorkerOptions:
     threads: int | None = None
     leash: bool = False
     """Whether the workers leave when this process ends, however it ends."""
+    shares: tuple[float, ...] = ()
+    """How much of the time each worker computes at most; the last counts for all that follow."""
 
 
 class Testnet:
@@ -45,12 +47,13 @@ class Testnet:
 
     def up(
         self,
-        spans: Sequence[Span],
+        spans: Sequence[Span | None],
         options: WorkerOptions,
         *,
         on_ready: Callable[[str, NodeCard], None] = lambda _name, _card: None,
     ) -> dict[str, NodeCard]:
         """Start one worker per span; the first is the others' bootstrap. Returns them in order.
+        A worker whose span is None finds its place itself, and moves when others come or go.
 
         ResourceError with the end of its log if one does not get ready.
         """
@@ -73,6 +76,24 @@ class Testnet:
             self.down()
             raise
         return {name: cards[name] for name in sorted(cards, key=lambda name: (len(name), name))}
+
+    def add(
+        self,
+        options: WorkerOptions,
+        *,
+        on_ready: Callable[[str, NodeCard], None] = lambda _name, _card: None,
+    ) -> dict[str, NodeCard]:
+        """Start one more worker, which finds its place itself; UsageError if none runs."""
+        cards = self.cards()
+        if not cards:
+            raise UsageError("no testnet runs", hint="start one: gennode testnet up")
+        numbers = [int(path.name.removeprefix("worker-")) for path in self.folder.glob("worker-*")]
+        index = max(numbers) + 1
+        if index > MAX_WORKERS:
+            raise UsageError(f"a testnet has 1 to {MAX_WORKERS} workers in its life")
+        bootstrap = next(iter(cards.values())).addresses
+        started = {f"worker-{index}": self._start(index, None, options, bootstrap)}
+        return self._wait_ready(started, on_ready)
 
     def cards(self) -> dict[str, NodeCard]:
         """The workers that run, by name."""
@@ -127,18 +148,21 @@ class Testnet:
         return data[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
 
     def _start(
-        self, index: int, span: Span, options: WorkerOptions, bootstrap: Sequence[str]
+        self, index: int, span: Span | None, options: WorkerOptions, bootstrap: Sequence[str]
     ) -> subprocess.Popen[bytes]:
         folder = self.folder / f"worker-{index}"
         StateFolder(folder).prepare()
         command = [sys.executable, "-m", "gennode", "join", "--state", str(folder)]
-        command += ["--model", options.model, "--layers", str(span)]
+        command += ["--model", options.model, "--layers", str(span) if span else "auto"]
         for address in bootstrap:
             command += ["--bootstrap", address]
         if options.memory is not None:
             command += ["--memory", options.memory]
         if options.threads is not None:
             command += ["--threads", str(options.threads)]
+        if options.shares:
+            share = options.shares[min(index, len(options.shares)) - 1]
+            command += ["--share", str(share)]
         if options.leash:
             command.append("--leash")
         with open(folder / "node.log", "wb") as log:

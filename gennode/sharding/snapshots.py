@@ -26,6 +26,10 @@ FASTEST_LAYER_S = 1e-6
 FASTEST_TOKEN_S = 1e-9  # a token in a pass with others, through the smallest layer
 MAX_UPLOAD_BYTES_PER_S = 1e12
 
+# Where a peer is that never measured it: as far from all others as a third of the world, or it
+# would pay to measure nothing.
+FAR_AWAY = Coordinate(height_s=0.05)
+
 _MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
 _CLASS_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -83,7 +87,7 @@ def candidate_of(
         cost=_cost(announcement.machine, hosting, shape, weight_bytes, number_bytes, planned),
         pass_s=within(machine.pass_s, 0.0, SLOWEST_S),
         upload_bytes_per_s=within(upload, 1.0, MAX_UPLOAD_BYTES_PER_S) if upload > 0 else 0.0,
-        coordinate=machine.coordinate,
+        coordinate=machine.coordinate if machine.coordinate.is_measured else FAR_AWAY,
         held=max(held, key=lambda span: (span.layers, -span.start), default=Span(0, 0)),
         move_s=within(hosting.load_time_s, 0.0, SLOWEST_S),
     )

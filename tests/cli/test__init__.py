@@ -50,7 +50,8 @@ def _command(path: tuple[str, ...]) -> click.Command:
 
 def test_the_tree_has_what_is_documented() -> None:
     assert {path[0] for path in PATHS} == {
-        "ask", "demo", "doctor", "join", "publish", "relay", "simulate", "status", "testnet",
+        "ask", "demo", "doctor", "join", "plan", "publish", "relay", "simulate", "status",
+            "testnet",
     }  # fmt: skip
     below = {path[1] for path in PATHS if path[0] == "testnet"}
     assert below == {"ask", "down", "kill", "status", "up"}
