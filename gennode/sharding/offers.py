@@ -148,11 +148,19 @@ class Asking:
         return self.time_s + self.extra_s
 
     def frugal_s(self, price: Numbers) -> tuple[Numbers, float]:
-        """Prices per layer in seconds, on average as much as layers take; and one such for a hop,
-        so that of chains that cost alike the shorter one is chosen."""
-        times_s, prices = self.time_s[self.is_open].tolist(), price[self.is_open].tolist()
-        mean_s = sum(times_s) / max(1, len(times_s))
-        return price * (mean_s * len(prices) / max(1.0, sum(prices))), mean_s
+        """What cost-first charges instead of seconds: per layer the price, per hop one layer.
+
+        The median price counts as much as the median layer takes; who asks for a fortune must
+        not make all other prices look alike.
+        """
+        layer_s = _median(self.time_s[self.is_open])
+        median_price = _median(price[self.is_open & (price > 0)])
+        return price * (layer_s / max(1.0, median_price)), layer_s
+
+
+def _median(values: Numbers) -> float:
+    """The middle one, the upper of two; 0 without any."""
+    return float(np.sort(values)[len(values) // 2]) if len(values) else 0.0
 
 
 def sessions_now(pool: Pool, preferences: Preferences) -> Numbers:

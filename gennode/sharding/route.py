@@ -43,7 +43,7 @@ _SHARED_LAYER_S = 1e3
 
 # Weights of price against time, as powers of 4, that cost-first tries; and one for price alone.
 _FRUGALITIES = (-6, 6)
-_ONLY_PRICE = 1e6
+_ONLY_PRICE = 1e3
 
 NO_PREFERENCES = Preferences()
 
@@ -95,9 +95,7 @@ class RouteBoard:
         if span.layers <= 0:
             return Route((), 0.0, ())
         asked = asking(self._pool, span.end, exclude, preferences, rng)
-        if preferences.mode is Mode.COST_FIRST:
-            return self._frugal(span, entry, asked, preferences.step_limit_s, allow_cold)
-        return self._best(span, entry, asked, allow_cold)
+        return self._chosen(span, entry, asked, preferences, allow_cold)
 
     def routes(
         self,
@@ -116,7 +114,7 @@ class RouteBoard:
         asked = asking(self._pool, span.end, exclude, preferences, rng)
         found: list[Route] = []
         while len(found) < count:
-            route = self._best(span, entry, asked, allow_cold)
+            route = self._chosen(span, entry, asked, preferences, allow_cold)
             if isinstance(route, Gap) or any(route.hops == known.hops for known in found):
                 break
             found.append(route)
@@ -141,6 +139,13 @@ class RouteBoard:
         return max(
             sum(full[worker] for worker in row) / len(row) if row else 1.0 for row in table.rows
         )
+
+    def _chosen(
+        self, span: Span, entry: PeerId, asked: Asking, preferences: Preferences, allow_cold: bool
+    ) -> Route | Gap:
+        if preferences.mode is Mode.COST_FIRST:
+            return self._frugal(span, entry, asked, preferences.step_limit_s, allow_cold)
+        return self._best(span, entry, asked, allow_cold)
 
     def _best(self, span: Span, entry: PeerId, asked: Asking, allow_cold: bool) -> Route | Gap:
         pool = self._pool

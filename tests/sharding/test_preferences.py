@@ -154,6 +154,33 @@ def test_cost_first_takes_the_cheapest_that_is_quick_enough(limit_s: float) -> N
     assert found.step_time_s <= max(limit_s, routed(swarm).step_time_s)
 
 
+def test_alternatives_are_chosen_as_the_first_one_is() -> None:
+    swarm = [
+        worker(f"{name}{i}", [WHOLE], layer_time_s=time / 1000 + i / 1e5, price=price)
+        for i in range(2)
+        for name, time, price in (("quick", 2, 900), ("fair", 5, 200), ("slow", 10, 50))
+    ]
+    board = RouteBoard(swarm, model=MODEL, link_time_s=flat)
+    cheap = Preferences(mode=Mode.COST_FIRST, step_limit_s=0.033)
+    for preferences, wanted in (
+        (Preferences(), ["quick0", "quick1", "fair0", "fair1"]),
+        (cheap, ["fair0", "fair1", "quick0", "quick1"]),
+    ):
+        routes = board.routes(WHOLE, ME, count=4, preferences=preferences)
+        assert [route.hops[0].peer for route in routes] == wanted
+        assert routes[0] == board.route(WHOLE, ME, preferences=preferences)
+
+
+def test_one_who_asks_for_a_fortune_changes_no_other_price() -> None:
+    swarm = [
+        worker("quick", [WHOLE], layer_time_s=0.002, price=900),
+        worker("fair", [WHOLE], layer_time_s=0.005, price=200),
+        worker("greedy", [WHOLE], layer_time_s=1e9, price=1 << 53),
+    ]
+    found = routed(swarm, Preferences(mode=Mode.COST_FIRST, step_limit_s=0.033))
+    assert found.hops[0].peer == "fair"
+
+
 def test_cost_first_takes_fewer_hops_where_prices_are_alike() -> None:
     whole = worker("z", [WHOLE], layer_time_s=0.003)
     parts = [worker(f"p{i}", [Span(i, i + 1)], layer_time_s=0.0001) for i in range(LAYERS)]
