@@ -13,8 +13,8 @@ from gennode.node.spread import FAN_OUT
 from gennode.node.witness import PACE
 from gennode.sharding import rebalance
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.messages import PlanDigest, PlanWanted
-from gennode.wire.proposal import place_in_line, read_proposal
+from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
+from gennode.wire.proposal import MARK_BYTES, place_in_line, read_proposal, sign_proposal
 from tests.node.planners import EPOCH_ZERO_S, KEYS, MODEL, ToyDecision, announced, decide, take
 
 EPOCH = int(EPOCH_ZERO_S // PACE.epoch_s)
@@ -69,6 +69,23 @@ def test_who_has_just_come_lets_an_epoch_pass() -> None:
     stage = Stage(0, since_s=1 - PACE.settle_s)
     assert stage.looks(0.0, PACE.epoch_s) == []
     assert len(stage.looks(PACE.epoch_s, 2 * PACE.epoch_s)) == 1
+    late = Stage(6, since_s=1.0)  # it has seen enough by its turn, but not who came before
+    assert late.looks(1.5, PACE.epoch_s) == []
+
+
+def test_who_was_before_us_is_waited_for_while_its_proposal_is_in_doubt() -> None:
+    stage = Stage(1)
+    stage.tick(0.5)
+    pool = [*stage.live, announced(KEYS[40].peer), announced(KEYS[41].peer)]
+    snapshot = take(pool, EPOCH)
+    first, marks = CAST[LINE[0]], bytes(MARK_BYTES * len(snapshot.peers))
+    sent, name = sign_proposal(first, snapshot, marks, bytes(32))
+    digest = PlanDigest(MODEL, EPOCH, first.peer, name)
+    assert stage.machine.receive(first.peer, digest, b"", 0.5) == []
+    assert stage.tick(0.6) == [Send(first.peer, PlanWanted(MODEL, name))]
+    assert stage.machine.receive(first.peer, PlanSent(MODEL, name), sent, 1.0) == []
+    [(at_s, _)] = stage.looks(1.0, PACE.give_up_s)
+    assert at_s == 1.0 + PACE.catch_up_s
 
 
 def test_a_pool_for_which_nothing_was_due_is_not_decided_on_again() -> None:

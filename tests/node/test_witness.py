@@ -119,6 +119,17 @@ def test_what_a_peers_own_announcement_contradicts_is_a_lie() -> None:
     assert opinion(looking(live), lie, bytes(len(marks))).says == "unsure"
 
 
+def test_a_lie_shows_also_by_the_newest_words_of_the_same_facts() -> None:
+    live = crowd(5)
+    witness = looking(live)
+    live[2] = msgspec.structs.replace(live[2], sessions=3, sequence=2)
+    witness.see(live, 1.0)
+    snapshot, marks = view(live)
+    more = msgspec.structs.replace(snapshot.peers[2], capacity_layers=9)
+    peers = (*snapshot.peers[:2], more, *snapshot.peers[3:])
+    assert opinion(witness, msgspec.structs.replace(snapshot, peers=peers), marks).says == "false"
+
+
 def test_of_ourselves_we_know_all_once_we_have_looked_for_long() -> None:
     live = [announced(ME), announced(ONE), announced(OTHER)]
     snapshot, marks = view([announced(ME, capacity=20), *live[1:]])

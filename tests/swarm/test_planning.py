@@ -27,6 +27,7 @@ from tests.node.planners import (
 
 Parts = tuple[Snapshot, bytes, bytes]
 Lie = Callable[[Snapshot, bytes], Parts]
+TOLD_WITHIN_S = 10.0  # from a turn on, where clocks are off by three seconds either way
 FIRST_TURN_S = 15.0  # when the epoch begins in which the first plan is due
 
 
@@ -72,19 +73,23 @@ def test_all_follow_the_first_in_line(first: int) -> None:
 ROUGH = Weather(loss=0.15, skew_s=3.0, news_s=6.0, decide_s=1.0)
 
 
+def test_sixty_agree() -> None:
+    for seed in range(3):
+        made = swarm(seed, ROUGH, peers=60)
+        settle(made, 30.0)
+
+
 def test_lost_messages_and_wrong_clocks_delay_a_plan_by_seconds() -> None:
     took_s = []
     for seed in range(100):
         made = swarm(seed, ROUGH)
         took_s.append(settle(made, 30.0))
-    assert sorted(took_s)[50] < 8.0
-    print(sorted(took_s)[50], sorted(took_s)[95], max(took_s))
+    assert sorted(took_s)[50] < 10.0
 
 
 @pytest.mark.parametrize("kind", ["mute", "crashed"])
 def test_the_next_in_line_takes_over_from_the_silent(kind: str) -> None:
-    took_s = []
-    for seed in range(60):
+    for seed in range(30):
         made = swarm(seed, Weather(skew_s=3.0), peers=8 + seed % 20)
         silent = line(made)[: 1 + seed % 3]
         for peer in silent:
@@ -93,8 +98,8 @@ def test_the_next_in_line_takes_over_from_the_silent(kind: str) -> None:
             else:
                 at_s = FIRST_TURN_S - made.rng.uniform(1.0, 9.0)
                 made.after(at_s, lambda made=made, peer=peer: made.crash(peer))  # type: ignore[misc]
-        took_s.append(settle(made, 25.0) - PACE.takeover_s * len(silent))
-    print(sorted(took_s)[30], max(took_s))
+        took_s = settle(made, 25.0)
+        assert took_s < PACE.takeover_s * len(silent) + TOLD_WITHIN_S, seed
 
 
 class Hostile:
@@ -165,7 +170,7 @@ def lacks_one(number: int) -> Lie:
 
 @pytest.mark.parametrize("lie", [wrong_plan, grabs_all])
 def test_the_next_in_line_takes_over_from_a_liar(lie: Lie) -> None:
-    for seed in range(30):
+    for seed in range(20):
         made = swarm(seed, Weather(skew_s=2.0), peers=8 + seed % 12)
         first = line(made)[0]
         Hostile(made, first, [lie])
@@ -176,7 +181,7 @@ def test_the_next_in_line_takes_over_from_a_liar(lie: Lie) -> None:
 
 
 def test_of_two_good_plans_of_one_publisher_the_same_is_followed_everywhere() -> None:
-    for seed in range(40):
+    for seed in range(25):
         made = swarm(seed, Weather(skew_s=1.0), peers=8 + seed % 12)
         first = line(made)[0]
         hostile = Hostile(made, first, [lacks_one(1), lacks_one(2)])
@@ -188,7 +193,7 @@ def test_of_two_good_plans_of_one_publisher_the_same_is_followed_everywhere() ->
 
 
 def test_facts_that_change_all_the_time_keep_no_plan_away() -> None:
-    for seed in range(40):
+    for seed in range(25):
         made = swarm(seed, Weather(skew_s=1.0, loss=0.05))
         for peer in sorted(made.planners):
             waver(made, peer, 2)
@@ -209,7 +214,7 @@ def waver(made: Planners, peer: PeerId, sequence: int) -> None:
 
 
 def test_peers_that_come_and_go_keep_no_plan_away() -> None:
-    for seed in range(40):
+    for seed in range(25):
         made = swarm(seed, Weather(skew_s=1.0), peers=12)
         new = [key for key in KEYS if key.peer not in made.planners][:4]
         for number, key in enumerate(new):
@@ -235,7 +240,7 @@ def test_a_seed_replays() -> None:
 
 def test_two_halves_that_meet_again_follow_the_plan_of_who_is_first_in_line() -> None:
     differed = 0
-    for seed in range(40):
+    for seed in range(25):
         made = swarm(seed, Weather(skew_s=1.0, news_s=1.0), peers=8 + seed % 12)
         made.run(2.0)
         first, second = line(made)[:2]
@@ -250,4 +255,4 @@ def test_two_halves_that_meet_again_follow_the_plan_of_who_is_first_in_line() ->
         made.join_up()
         settle(made, 40.0)
         assert made.planners[second].plan == one, seed
-    assert differed >= 30
+    assert differed >= 20
