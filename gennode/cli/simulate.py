@@ -93,7 +93,7 @@ def _show(faults: tuple[str, ...], refused: tuple[str, ...]) -> None:
               help="Virtual time.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="The same seed gives the same run, to the last bit.")  # fmt: skip
-@click.option("--load", type=click.FloatRange(0.01, 5.0), default=0.7, show_default=True,
+@click.option("--load", type=click.FloatRange(0.01, 5.0), default=0.5, show_default=True,
               help="Tokens asked for, as a share of what the first plan predicts.")  # fmt: skip
 @click.option("--churn", type=click.FloatRange(0.0, 2.0), default=0.0, show_default=True,
               help="Share of the workers that crash or leave per minute; as many "

@@ -23,3 +23,42 @@ def test_faults_of_a_replayed_story_are_told(gennode: Command) -> None:
         if " of worker " in ended.err:
             return
     raise AssertionError("twenty stories without a fault")
+
+
+SWARM = ("simulate", "swarm", "--peers", "10", "--minutes", "1", "--model", "8b")
+
+
+def test_a_swarm_is_told_for_people_and_for_programs(gennode: Command) -> None:
+    told = gennode(*SWARM, "--load", "0.1", "--churn", "0.5")
+    assert told.code == 0
+    words = [line.split()[0] for line in told.out.splitlines()]
+    assert words[0] == "sessions"
+    assert {"failovers", "throughput", "coverage", "moves", "speed"} <= set(words)
+    figures = json.loads(gennode(*SWARM, "--load", "0.1", "--churn", "0.5", "--json").out)
+    assert figures["asked"] == sum(
+        figures[name] for name in ("answered", "refused", "lost", "running")
+    )
+    assert f"{figures['asked']} asked, {figures['answered']} answered" in told.out
+    assert figures["digest"][:16] in told.out
+    assert figures["scenario"]["peers"] == 10
+
+
+def test_what_a_swarm_cannot_be_ends_with_a_word_and_code_2(gennode: Command) -> None:
+    for wrong in (
+        ("--peers", "5001"),
+        ("--minutes", "1441"),
+        ("--churn", "3"),
+        ("--regions", "6"),
+        ("--arrivals", "weekly"),
+        ("--chart", "chart.gif"),
+    ):
+        ended = gennode(*SWARM, *wrong)
+        assert ended.code == 2, wrong
+        assert ended.out == ""
+        assert "chart" in ended.err or wrong[0] in ended.err
+
+
+def test_options_of_stories_are_not_taken_for_a_swarms(gennode: Command) -> None:
+    ended = gennode("simulate", "--seed", "3", "swarm")
+    assert ended.code == 2
+    assert "gennode simulate swarm --seed 7" in ended.err

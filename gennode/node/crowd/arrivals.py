@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 BURSTY_CV = 2.5  # of the gaps; 1 is Poisson
-PROMPT_MEDIAN_TOKENS = 250
+PROMPT_MEDIAN_TOKENS = 400
 PROMPT_SIGMA = 1.0  # of the logarithm
 TAIL_SHARE = 0.05  # of the prompts: documents
-TAIL_FROM_TOKENS = 1000
+TAIL_FROM_TOKENS = 1200
 TAIL_EXPONENT = 1.5
-ANSWER_MEAN_TOKENS = 300
-MAX_PROMPT_TOKENS = 3072
-MAX_ANSWER_TOKENS = 1024
+ANSWER_MEAN_TOKENS = 500
+MAX_PROMPT_TOKENS = 4096
+MAX_ANSWER_TOKENS = 4096
 # What a token of a prompt costs workers, in tokens of answers: chunks of a prompt read the
 # weights once for many tokens. About right for the 70B shape on consumer cards.
 PROMPT_WEIGHT = 0.25

@@ -22,7 +22,7 @@ from gennode.wire.ids import Hop, PeerId, Span
 
 CHUNK_TOKENS = 32  # that a session advances by in one event, as often as hops sign receipts
 DETECT_S = MIN_PATIENCE_S + PONG_LIMIT_S  # until an owner is sure that a silent hop is gone
-MAX_PAUSE_S = 4.0  # between two looks for a route
+MAX_PAUSE_S = 2.0  # between two looks for a route
 ALTERNATIVES = 3  # routes that are asked for when hops have failed
 
 _Patch = tuple[int, int, list[Hop], list[Member]]
@@ -91,8 +91,6 @@ class Asking:
         self._tally.trace(self._events.now_s, "route", session.number, *hops)
         if session.opened_s is None:
             session.opened_s = self._events.now_s
-        if session.has_run:
-            self._failed_over(session)
         self._compute(session, session.legs)
 
     def _take(
@@ -231,18 +229,14 @@ class Asking:
         self._events.after(DETECT_S if silent else 0.0, self._repair, session, session.turn)
 
     def _repair(self, session: Session, turn: int) -> None:
-        """Put others in the place of hops that are gone; if there are none, choose anew."""
+        """Put others in the place of hops that are gone."""
         if turn != session.turn or session.ended:
             return
         patches: list[_Patch] = []
         for first, end in session.gaps():
             span = Span(session.spans[first].start, session.spans[end - 1].end)
             entry = session.legs[first - 1][0].peer if first else session.owner.peer
-            found = self._routes(session, span, entry, ALTERNATIVES)
-            if not found:
-                self._reroute(session)
-                return
-            taken = self._take(session, found)
+            taken = self._take(session, self._routes(session, span, entry, ALTERNATIVES))
             if isinstance(taken, float):
                 self._again(session, taken)
                 return
@@ -268,15 +262,6 @@ class Asking:
         self._tally.failed_over += not session.has_failed_over
         session.has_failed_over = True
         self._tally.at(self._events.now_s).failovers += 1
-
-    def _reroute(self, session: Session) -> None:
-        """No others for what is missing: leave all hops, and look for a whole route."""
-        members = [member for member, _ in session.legs]
-        session.legs, session.spans = [], []
-        session.lost.clear()
-        self._quit(session, members)
-        session.turn += 1
-        self._open(session, session.turn)
 
     def _end(self, session: Session, how: str) -> None:
         now_s = self._events.now_s

@@ -20,7 +20,7 @@ from gennode.node.crowd.pool import DISK_BYTES_PER_S
 from gennode.node.crowd.session import Session
 from gennode.node.crowd.tally import Tally
 from gennode.node.move import DRAIN_LIMIT_S, GAP_DRAIN_S, GAP_SETTLE_S
-from gennode.wire.ids import Hop, PeerId, Span
+from gennode.wire.ids import PeerId, Span
 
 NOTICE_S = 10.0  # until others take a silent peer for gone
 GOODBYE_S = 60.0  # that they have where the peer leaves
@@ -108,7 +108,7 @@ class Changes:
         span = self._brain.place(self._members.values(), member, self._epoch)
         self._tally.trace(now_s, "join", member.peer, span)
         if span.layers:
-            self._head_for(member, span)
+            self.move(member, span)
 
     def _forget(self, member: Member) -> None:
         if self._members.get(member.peer) is member:
@@ -138,7 +138,7 @@ class Changes:
         for move in moves:
             member = self._members[move.peer]
             if member.alive:
-                self._head_for(member, move.span, is_mending=True)
+                self.move(member, move.span, is_mending=True)
             else:  # it will be noticed
                 self._failed[move.peer] = now_s + NOTICE_S
         if moves:
@@ -151,18 +151,18 @@ class Changes:
         plan = self._brain.decide(self._members.values(), self._epoch)
         if plan is None:
             return
-        self._tally.plans += 1
-        self._tally.trace(self._events.now_s, "plan", plan.digest.hex())
-        for host in plan.hosts:
-            self._follow(host)
+        moves = [(self._members[host.peer], host.span) for host in plan.hosts]
+        moves = [(one, span) for one, span in moves if one.alive and one.target != span]
+        self._tally.trace(self._events.now_s, "plan", plan.digest.hex(), len(moves))
+        self._tally.plans += bool(moves)
+        for member, span in moves:
+            self.move(member, span)
 
-    def _follow(self, host: Hop) -> None:
-        member = self._members.get(host.peer)
-        if member and member.alive and not member.leaving and member.target != host.span:
-            self._head_for(member, host.span)
+    def move(self, member: Member, span: Span, *, is_mending: bool = False) -> None:
+        """Go over to a span: fetch what is missing of it, then wait for the turn to load it.
 
-    def _head_for(self, member: Member, span: Span, *, is_mending: bool = False) -> None:
-        """Fetch what is missing of a span, then wait for the turn to load it."""
+        `is_mending`: nobody holds some layers of it, so sessions in the way fail over soon.
+        """
         self._stop(member)
         member.target, member.is_mending = span, is_mending
         self._tally.trace(self._events.now_s, "head for", member.peer, span)

@@ -65,8 +65,9 @@ class Member:
 
     __slots__ = (
         "_announcement", "_told", "alive", "batch", "busy_s", "candidate", "chunk_s",
-        "draining", "is_mending", "leaving", "listed", "max_sessions", "move", "offered", "on_disk", "rate",
-        "serving_s", "serving_since_s", "sessions", "span", "specimen", "target",
+        "draining", "is_mending", "leaving", "listed", "max_sessions", "move", "offered",
+        "on_disk", "rate", "serving_s", "serving_since_s", "sessions", "span", "specimen",
+        "target",
     )  # fmt: skip
 
     def __init__(

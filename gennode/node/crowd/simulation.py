@@ -49,7 +49,7 @@ class Scenario:
     peers: int = 100
     minutes: float = 30.0
     seed: int = 0
-    load: float = 0.7
+    load: float = 0.5
     churn: float = 0.0
     regions: int = 3
     arrivals: str = "poisson"
@@ -90,7 +90,7 @@ class Outcome:
 
 
 class Swarm:
-    """One run."""
+    """One run. `members` are those that the directory shows, by id; `changes` moves them."""
 
     def __init__(self, scenario: Scenario) -> None:
         scenario.check()
@@ -100,34 +100,38 @@ class Swarm:
         self._events = Events()
         self.tally = Tally(scenario.minutes * 60, SLICES)
         self._brain = Brain(scenario.model, scenario.seed)
-        self._members: dict[PeerId, Member] = {}
+        self.members: dict[PeerId, Member] = {}
         self._gone: list[Member] = []
         self._away: list[Member] = []
         self._drawn = 0
         for _ in range(scenario.peers):
             member = self._new_member()
-            self._members[member.peer] = member
-        self._plan = self._brain.plan(self._members.values(), 0)
+            self.members[member.peer] = member
+        self._plan = self._brain.plan(self.members.values(), 0)
         self._asked_token_s = scenario.load * self._plan.rate_token_s
-        news = News(self._events, self._brain.model, self._members.values())
+        news = News(self._events, self._brain.model, self.members.values())
         self._asking = Asking(
             self._events,
             self.tally,
             news,
             self._brain,
-            self._members,
+            self.members,
             self._owners(),
             seed=scenario.seed,
             arrivals=scenario.arrivals,
             gap_s=mean_work() / self._asked_token_s if self._asked_token_s else 0.0,
         )
-        self._changes = Changes(
-            self._events, self.tally, news, self._brain, self._members, self._asking
+        self.changes = Changes(
+            self._events, self.tally, news, self._brain, self.members, self._asking
         )
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Let something else happen, too."""
+        self._events.after(delay_s, action)
 
     def run(self, report: Callable[[float], None] = lambda _: None) -> Outcome:
         """Let it all happen; `report` hears the virtual seconds now and then."""
-        self._changes.begin({host.peer: host.span for host in self._plan.hosts})
+        self.changes.begin({host.peer: host.span for host in self._plan.hosts})
         if self._asked_token_s:
             self._asking.begin()
         if self.scenario.churn:
@@ -142,7 +146,7 @@ class Swarm:
             asked_token_s=self._asked_token_s,
             missing=self._plan.missing,
             utilisation=self._utilisation(),
-            peers_at_end=len(self._changes.living),
+            peers_at_end=len(self.changes.living),
             events=self._events.handled,
         )
 
@@ -169,13 +173,13 @@ class Swarm:
     def _depart(self) -> None:
         """Somebody goes, and somebody will come."""
         self._plan_departure()
-        living = self._changes.living
+        living = self.changes.living
         if not living:
             return
         member = self._churn.choice(living)
-        go = self._changes.leave
+        go = self.changes.leave
         if self._churn.random() < CRASH_SHARE:
-            go = self._changes.crash
+            go = self.changes.crash
         self._gone.append(member)
         go(member)
         least_s, more_s = AWAY_S
@@ -190,14 +194,14 @@ class Swarm:
             index = self._churn.randrange(len(self._away))
             old = self._away.pop(index)
             again = Member(old.specimen, old.candidate, old.chunk_s, old.on_disk)
-            self._changes.join(again)
+            self.changes.join(again)
         else:
-            self._changes.join(self._new_member())
+            self.changes.join(self._new_member())
 
     def _utilisation(self) -> float:
         now_s = self._events.now_s
         busy_s = serving_s = 0.0
-        for member in dict.fromkeys((*self._members.values(), *self._gone)):
+        for member in dict.fromkeys((*self.members.values(), *self._gone)):
             serving_s += member.serving_s
             if member.serving_since_s is not None:
                 serving_s += now_s - member.serving_since_s
