@@ -24,6 +24,7 @@ from gennode.sharding.rows import (
     laid,
     least,
     room,
+    sessions_of,
     stage_s,
     step_s,
     total,
@@ -45,7 +46,11 @@ SLOWER = (LATE_FACTOR, 1.3)
 
 
 def judge(
-    facts: Array, demand: Demand, lines: Sequence[Sequence[int]], ways_s: Sequence[float]
+    facts: Array,
+    demand: Demand,
+    lines: Sequence[Sequence[int]],
+    ways_s: Sequence[float],
+    turns: int = 2,
 ) -> tuple[list[float], list[list[int]]]:
     """Worth (`predict.worth`) of pipelines and the layers of each stage in their best splits.
 
@@ -59,7 +64,7 @@ def judge(
         count = max(1, CHUNK_STAGES // len(lines[order[0]]))
         chunk, order = order[:count], order[count:]
         rows = laid(facts, demand, [lines[at] for at in chunk], [ways_s[at] for at in chunk])
-        values, layers = _best(rows)
+        values, layers = _best(rows, turns)
         for at, value, split in zip(
             chunk, values.tolist(), layers.T.astype(int).tolist(), strict=True
         ):
@@ -67,11 +72,11 @@ def judge(
     return worths, splits
 
 
-def _best(rows: Rows) -> tuple[Array, Array]:
+def _best(rows: Rows, turns: int) -> tuple[Array, Array]:
     limit_s = rows.demand.step_limit_s
     idle = _idle_split(rows)
     idle_s = step_s(rows, idle, rows.zeros)
-    layers = _searched(rows, np.maximum(limit_s, rows.zeros), idle_s)
+    layers = _searched(rows, np.maximum(limit_s, rows.zeros), idle_s, turns)
     value = worth(rows, layers)
     late = (idle_s > NEARLY_LATE * limit_s) | (value <= 0)
     if late.any():
@@ -80,7 +85,7 @@ def _best(rows: Rows) -> tuple[Array, Array]:
         others = [idle[:, late]]
         for factor in SLOWER:
             limits_s = np.maximum(limit_s, idle_s[late] * factor)
-            others.append(_searched(part, limits_s, idle_s[late]))
+            others.append(_searched(part, limits_s, idle_s[late], turns))
         for other in others:
             here = worth(part, other)
             some_layers = np.where(here > some_value, other, some_layers)
@@ -104,26 +109,43 @@ def _idle_split(rows: Rows) -> Array:
     return layers
 
 
-def _searched(rows: Rows, limit_s: Array, idle_s: Array) -> Array:
+def _searched(rows: Rows, limit_s: Array, idle_s: Array, turns: int) -> Array:
     """The split that allows the highest rate within the limit, in whole layers."""
     wall = _most_sessions(rows)
     high = _rate_bound(rows, wall, idle_s)
     low = high * 1e-3
-    around_s = idle_s
+    pace_s = idle_s
+    best = best_caps = rows.capacity
+    best_rate = rows.zeros
 
-    def sessions(rate: Array) -> Array:
-        return np.minimum(wall, np.ceil(rate * around_s))
+    def split(rate: Array) -> tuple[Array, Array]:
+        # The sessions at a rate depend on the time around, which depends on the split, which
+        # depends on the room beside the sessions' caches: a few turns settle it.
+        around_s = pace_s
+        for _ in range(turns):
+            sessions = np.minimum(wall, np.ceil(rate * np.minimum(around_s, limit_s) * 1.001))
+            caps = room(rows, sessions)
+            layers = level(rows, rate, caps)
+            around_s = step_s(rows, layers, rate)
+        return layers, caps
 
     def slack(rate: Array) -> Array:
-        nonlocal around_s
-        layers = level(rows, rate, room(rows, sessions(rate)))
+        nonlocal pace_s, best, best_caps, best_rate
+        layers, caps = split(rate)
         around_s = step_s(rows, layers, rate)
-        return np.minimum(limit_s, wall / rate) / around_s
+        held = np.minimum(wall, np.maximum(1.0, sessions_of(rows, layers)))
+        found = np.minimum(limit_s, held / rate) / around_s
+        placed = total(layers) / rows.demand.layers
+        found = np.where(placed > 0.9999, found, 0.9 * np.minimum(placed, found))
+        fits = found >= 1
+        pace_s = np.where(fits, around_s, pace_s)
+        better = (fits & (rate > best_rate)) | (best_rate <= 0)
+        best, best_caps = np.where(better, layers, best), np.where(better, caps, best_caps)
+        best_rate = np.where(better & fits, rate, best_rate)
+        return found
 
-    rate = highest(slack, low, high, SEARCH_TRIES)
-    slack(rate)
-    caps = room(rows, sessions(rate))
-    return whole(rows, level(rows, rate, caps), caps)
+    highest(slack, low, high, SEARCH_TRIES)
+    return whole(rows, best, best_caps)
 
 
 def _most_sessions(rows: Rows) -> Array:

@@ -22,6 +22,8 @@ Index = NDArray[np.intp]
 QUICKEST_S = 1e-9
 # Stands for never, and for more than there is.
 HUGE = 1e30
+# While a search's ends are this far apart, it goes to the middle of their magnitudes.
+FAR = 4.0
 # Tries of a search for a rate. They end within a ten-thousandth in all but odd cases.
 RATE_TRIES = 10
 
@@ -154,6 +156,7 @@ def highest(slack: Callable[[Array], Array], low: Array, high: Array, tries: int
     for _ in range(tries):
         share = low_gap / np.maximum(low_gap - high_gap, 1e-12)
         rate = low + (high - low) * np.minimum(0.97, np.maximum(0.03, share))
+        rate = np.where(high > FAR * low, np.sqrt(np.maximum(low, high * 1e-4) * high), rate)
         here = gap(rate)
         fits = here >= 0
         low, high = np.where(fits, rate, low), np.where(fits, high, rate)
