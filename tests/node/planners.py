@@ -11,7 +11,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from random import Random
 
 import msgspec
@@ -153,7 +153,7 @@ class Planners:
         self._is_news = True
         self.hostile: dict[PeerId, Callable[[PeerId, PlanMessage, bytes], None]] = {}
         """Those that do as they like with what they are sent."""
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._order = itertools.count()
 
     # -- the cast -----------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class Planners:
         self.planners[peer].is_alive = False
         for planner in self.planners.values():
             delay_s = self.rng.uniform(0, self.weather.news_s)
-            self.after(delay_s, lambda view=planner.view: view.pop(peer, None))  # type: ignore[misc]
+            self.after(delay_s, partial(planner.view.pop, peer, None))
 
     def _tell(self, planner: Planner, announcement: Announcement) -> None:
         def arrive() -> None:
@@ -226,7 +226,7 @@ class Planners:
 
     # -- time ---------------------------------------------------------------------------------
 
-    def after(self, delay_s: float, event: Callable[[], None]) -> None:
+    def after(self, delay_s: float, event: Callable[[], object]) -> None:
         """Have something happen later."""
         heapq.heappush(self._events, (self.now_s + delay_s, next(self._order), event))
 
@@ -263,7 +263,7 @@ class Planners:
                         self.send(peer, action.peer, action.message, bytes(action.payload))
                 case Judge():
                     delay_s = self.rng.uniform(0, self.weather.decide_s)
-                    self.after(delay_s, lambda job=action: self._judged(peer, job))  # type: ignore[misc]
+                    self.after(delay_s, partial(self._judged, peer, action))
                 case Accepted():
                     one.accepted.append((self.now_s, action))
                     self._is_news = True

@@ -30,11 +30,13 @@ class Stage:
         self.peer = LINE[rank]
         self.machine = PlanningMachine(CAST[self.peer], MODEL, take, Random(1))
         self.live = [announced(peer) for peer in sorted(CAST)]
+        self.offset_s = 0.0  # by which its clock is ahead
         self.tick(since_s)
 
     def tick(self, now_s: float) -> list[PlanAction]:
         """What it asks for, so long after the epoch began."""
-        actions = self.machine.tick(now_s, EPOCH_ZERO_S + now_s, self.live)
+        unix_s = EPOCH_ZERO_S + now_s + self.offset_s
+        actions = self.machine.tick(now_s, unix_s, self.live)
         idle = PlanDigest(MODEL, 0, PeerId(""), bytes(32))
         return [one for one in actions if not (isinstance(one, Send) and one.message == idle)]
 
@@ -93,6 +95,35 @@ def test_a_pool_for_which_nothing_was_due_is_not_decided_on_again() -> None:
     assert len(stage.looks(0.0, 5 * PACE.epoch_s)) == 1
     stage.live = [announced(peer, capacity=9, sequence=2) for peer in sorted(CAST)]
     assert len(stage.looks(5 * PACE.epoch_s, 7 * PACE.epoch_s)) == 1
+
+
+def test_in_each_epoch_a_peer_looks_once_even_if_its_clock_is_set_back() -> None:
+    stage = Stage(0)
+    assert len(stage.looks(0.0, 5.0)) == 1
+    stage.live = [announced(peer, capacity=9, sequence=2) for peer in sorted(CAST)]
+    assert stage.looks(5.0, PACE.epoch_s) == []
+    assert len(stage.looks(PACE.epoch_s, 2 * PACE.epoch_s)) == 1
+    stage.live = [announced(peer, capacity=7, sequence=3) for peer in sorted(CAST)]
+    stage.offset_s = -2 * PACE.epoch_s
+    assert stage.looks(2 * PACE.epoch_s, 4 * PACE.epoch_s) == []
+    assert len(stage.looks(4 * PACE.epoch_s, 5 * PACE.epoch_s)) == 1
+
+
+def test_a_clock_that_was_an_hour_ahead_does_not_stop_planning() -> None:
+    stage = Stage(0)
+    stage.offset_s = 3600.0
+    at_s = 0.0
+    while stage.machine.current is None and at_s < 10 * PACE.epoch_s:
+        for job in stage.tick(at_s):
+            if isinstance(job, Judge):
+                stage.machine.judged(job.job, decide(job.snapshot), at_s)
+        at_s += 0.5
+    assert stage.machine.accepted is not None
+    stage.offset_s = 0.0
+    later_s = PACE.epoch_s * (at_s // PACE.epoch_s + 1)
+    stage.live = [announced(peer, capacity=9, sequence=2) for peer in sorted(CAST)]
+    actions = [one for step in range(200) for one in stage.tick(later_s + step)]
+    assert any(isinstance(one, Judge) for one in actions)
 
 
 def test_who_is_not_live_itself_proposes_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 
 import msgspec
@@ -97,7 +98,7 @@ def test_the_next_in_line_takes_over_from_the_silent(kind: str) -> None:
                 made.planners[peer].is_mute = True
             else:
                 at_s = FIRST_TURN_S - made.rng.uniform(1.0, 9.0)
-                made.after(at_s, lambda made=made, peer=peer: made.crash(peer))  # type: ignore[misc]
+                made.after(at_s, partial(made.crash, peer))
         took_s = settle(made, 25.0)
         assert took_s < PACE.takeover_s * len(silent) + TOLD_WITHIN_S, seed
 
@@ -220,9 +221,9 @@ def test_peers_that_come_and_go_keep_no_plan_away() -> None:
         for number, key in enumerate(new):
             at_s = FIRST_TURN_S + made.rng.uniform(-8.0, 4.0)
             gone = made.rng.choice(line(made)[4:])
-            made.after(at_s, lambda made=made, key=key: made.join(key, capacity=8))  # type: ignore[misc]
+            made.after(at_s, partial(made.join, key, capacity=8))
             if number < 2:
-                made.after(at_s, lambda made=made, gone=gone: made.crash(gone))  # type: ignore[misc]
+                made.after(at_s, partial(made.crash, gone))
         made.run(FIRST_TURN_S + 30.0)
         old = {one.plan for one in made.live() if one.machine.peer not in {k.peer for k in new}}
         assert len(old) == 1, seed
