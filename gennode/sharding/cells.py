@@ -27,7 +27,7 @@ def grouped(pool: Pool) -> list[Group]:
     members = [one for one, layers in enumerate(pool.capacity) if layers]
     count = len(members)
     if count <= EXACT_MACHINES:
-        return _together(pool, [exact(pool, members)])
+        return _together(pool, [exact(pool, members)], careful=True)
     each = EFFORT_PER_MACHINE + EFFORT // count
     starts = _beginnings(pool, members)
     if count > WHOLE_MACHINES:
@@ -84,7 +84,7 @@ def _again(
     return _together(pool, searches)
 
 
-def _together(pool: Pool, searches: Sequence[Search]) -> list[Group]:
+def _together(pool: Pool, searches: Sequence[Search], *, careful: bool = False) -> list[Group]:
     """Run searches side by side: what they ask for in one round is judged at once."""
     results: list[list[Group]] = [[] for _ in searches]
     running = list(enumerate(searches))
@@ -98,6 +98,6 @@ def _together(pool: Pool, searches: Sequence[Search]) -> list[Group]:
                 results[at] = end.value
             else:
                 still.append((at, search))
-        pool.judge(wanted)
+        pool.judge(wanted, careful=careful)
         running = still
     return sorted(group for groups in results for group in groups)

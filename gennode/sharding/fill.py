@@ -26,6 +26,7 @@ from gennode.sharding.rows import (
     room,
     sessions_of,
     stage_s,
+    stage_sessions,
     step_s,
     total,
     worth,
@@ -34,10 +35,14 @@ from gennode.wire.snapshot import Demand
 
 # Tries to find the rate of the best split, the sessions there is memory for, and the water's
 # level. More of them change what pipelines are worth by less than a thousandth.
-SEARCH_TRIES = 7
+SEARCH_TRIES = 8
 WALL_HALVINGS = 8
 LEVEL_TRIES = 6
-POLISH_MOVES = 6
+POLISH_MOVES = 12
+# The split settles together with the sessions that it must hold: in so many turns, room being
+# kept for a few more than it would take at the last turn's pace.
+TURNS = 2
+AHEAD = 1.03
 # So many stages at once stay within a processor's cache.
 CHUNK_STAGES = 8192
 # What is slower than this share of the limit when idle is also judged as if it were late.
@@ -50,10 +55,11 @@ def judge(
     demand: Demand,
     lines: Sequence[Sequence[int]],
     ways_s: Sequence[float],
-    turns: int = 2,
+    careful: bool = False,
 ) -> tuple[list[float], list[list[int]]]:
     """Worth (`predict.worth`) of pipelines and the layers of each stage in their best splits.
 
+    `careful`: for plans of few machines, and what is planned in the end.
     `lines`: per pipeline its machines' columns in `facts`; `ways_s`: half the round trips
     around it, in all. A pipeline that can't hold the model is worth -1.
     """
@@ -64,7 +70,10 @@ def judge(
         count = max(1, CHUNK_STAGES // len(lines[order[0]]))
         chunk, order = order[:count], order[count:]
         rows = laid(facts, demand, [lines[at] for at in chunk], [ways_s[at] for at in chunk])
-        values, layers = _best(rows, turns)
+        values, layers = _best(rows)
+        if careful:
+            layers = polished(rows, layers)
+            values = worth(rows, layers)
         for at, value, split in zip(
             chunk, values.tolist(), layers.T.astype(int).tolist(), strict=True
         ):
@@ -72,11 +81,11 @@ def judge(
     return worths, splits
 
 
-def _best(rows: Rows, turns: int) -> tuple[Array, Array]:
+def _best(rows: Rows) -> tuple[Array, Array]:
     limit_s = rows.demand.step_limit_s
     idle = _idle_split(rows)
     idle_s = step_s(rows, idle, rows.zeros)
-    layers = _searched(rows, np.maximum(limit_s, rows.zeros), idle_s, turns)
+    layers = _searched(rows, np.maximum(limit_s, rows.zeros), idle_s)
     value = worth(rows, layers)
     late = (idle_s > NEARLY_LATE * limit_s) | (value <= 0)
     if late.any():
@@ -85,7 +94,7 @@ def _best(rows: Rows, turns: int) -> tuple[Array, Array]:
         others = [idle[:, late]]
         for factor in SLOWER:
             limits_s = np.maximum(limit_s, idle_s[late] * factor)
-            others.append(_searched(part, limits_s, idle_s[late], turns))
+            others.append(_searched(part, limits_s, idle_s[late]))
         for other in others:
             here = worth(part, other)
             some_layers = np.where(here > some_value, other, some_layers)
@@ -109,7 +118,7 @@ def _idle_split(rows: Rows) -> Array:
     return layers
 
 
-def _searched(rows: Rows, limit_s: Array, idle_s: Array, turns: int) -> Array:
+def _searched(rows: Rows, limit_s: Array, idle_s: Array) -> Array:
     """The split that allows the highest rate within the limit, in whole layers."""
     wall = _most_sessions(rows)
     high = _rate_bound(rows, wall, idle_s)
@@ -122,8 +131,8 @@ def _searched(rows: Rows, limit_s: Array, idle_s: Array, turns: int) -> Array:
         # The sessions at a rate depend on the time around, which depends on the split, which
         # depends on the room beside the sessions' caches: a few turns settle it.
         around_s = pace_s
-        for _ in range(turns):
-            sessions = np.minimum(wall, np.ceil(rate * np.minimum(around_s, limit_s) * 1.001))
+        for _ in range(TURNS):
+            sessions = np.minimum(wall, np.ceil(rate * np.minimum(around_s, limit_s) * AHEAD))
             caps = room(rows, sessions)
             layers = level(rows, rate, caps)
             around_s = step_s(rows, layers, rate)
@@ -229,24 +238,36 @@ def whole(rows: Rows, layers: Array, caps: Array) -> Array:
 
 
 def polished(rows: Rows, layers: Array) -> Array:
-    """Move single layers from stage to stage as long as a pipeline gains worth by it."""
+    """Move single layers from stage to stage as long as a pipeline gains worth by it.
+
+    Off the stage that saves most time, or off the one with the fewest caches.
+    """
     limit_s = rows.demand.step_limit_s
     column = np.arange(rows.way_s.shape[0])
+    value = worth(rows, layers)
     for _ in range(POLISH_MOVES):
-        value = worth(rows, layers)
         idle_s = step_s(rows, layers, rows.zeros)
-        limits_s = np.where(idle_s < limit_s, limit_s, LATE_FACTOR * idle_s)
-        rate = best_rate(rows, layers, limits_s)
-        caps = np.maximum(room(rows, np.floor(rate * step_s(rows, layers, rate)) + 1), layers)
+        rate = best_rate(rows, layers, np.where(idle_s < limit_s, limit_s, LATE_FACTOR * idle_s))
+        sessions = np.floor(rate * step_s(rows, layers, rate)) + 1
         here = stage_s(rows, layers, rate)
-        saved = np.where(rows.used & (layers > 1), here - stage_s(rows, layers - 1, rate), -HUGE)
-        spent = np.where(rows.used & (layers < caps), stage_s(rows, layers + 1, rate) - here, HUGE)
-        source, target = np.argmax(saved, axis=0), np.argmin(spent, axis=0)
-        moved = layers.copy()
-        moved[source, column] -= 1.0
-        moved[target, column] += 1.0
-        better = worth(rows, moved) > value
-        if not better.any():
+        spare = rows.used & (layers > 1)
+        saved = np.where(spare, here - stage_s(rows, layers - 1, rate), -HUGE)
+        caches = np.where(spare, stage_sessions(rows, layers), HUGE)
+        spent = stage_s(rows, layers + 1, rate) - here
+        before = value
+        for source, caps in (
+            (np.argmax(saved, axis=0), room(rows, sessions)),
+            (np.argmin(caches, axis=0), room(rows, sessions + 1)),
+        ):
+            free = rows.used & (layers < caps)
+            free[source, column] = False
+            target = np.argmin(np.where(free, spent, HUGE), axis=0)
+            moved = layers.copy()
+            moved[source, column] -= 1.0
+            moved[target, column] += 1.0
+            after = worth(rows, moved)
+            better = after > value
+            layers, value = np.where(better, moved, layers), np.maximum(after, value)
+        if not (value > before).any():
             break
-        layers = np.where(better, moved, layers)
     return layers

@@ -81,8 +81,8 @@ class Pool:
         """Those of some groups that were not judged yet."""
         return [group for group in dict.fromkeys(groups) if group not in self._known]
 
-    def judge(self, groups: Iterable[Group]) -> None:
-        """Find out what groups are worth, all at once."""
+    def judge(self, groups: Iterable[Group], *, careful: bool = False) -> None:
+        """Find out what groups are worth, all at once; with `careful`, better and slower."""
         lines, ways_s, wanted = [], [], []
         for group in self.unknown(groups):
             if len(group) > self.demand.layers or not self.holds(group):
@@ -93,9 +93,15 @@ class Pool:
             lines.append(ring)
             ways_s.append(way_s)
         self.evaluations += len(wanted)
-        worths, splits = judge(self._facts, self.demand, lines, ways_s)
+        worths, splits = judge(self._facts, self.demand, lines, ways_s, careful)
         for group, line, worth, split in zip(wanted, lines, worths, splits, strict=True):
             self._known[group] = Judged(line, worth, tuple(split[: len(line)]))
+
+    def refine(self, groups: Sequence[Group]) -> None:
+        """Judge groups again, as well as we can."""
+        for group in groups:
+            del self._known[group]
+        self.judge(groups, careful=True)
 
     def ring(self, group: Group) -> tuple[Group, float]:
         """A short way around the machines, and half of its round trips in seconds.

@@ -60,7 +60,9 @@ def plan(snapshot: Snapshot) -> Plan:
     peers = list(by_peer.values())
     serving = [one for one in peers if one.max_sessions and room_layers(one, demand, 1)]
     pool = Pool(serving, demand)
-    found = [pool.hops(group) for group in grouped(pool)]
+    groups = grouped(pool)
+    pool.refine(groups)
+    found = [pool.hops(group) for group in groups]
     pipelines = tuple(sorted(found, key=lambda hops: hops[0].peer))
     rate, mean_s = predicted(pipelines, by_peer, demand)
     shares = {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}

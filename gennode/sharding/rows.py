@@ -126,11 +126,16 @@ def step_s(rows: Rows, layers: Array, rate: Array) -> Array:
     return total(stage_s(rows, layers, rate)) + links_s(rows, rate)
 
 
-def sessions_of(rows: Rows, layers: Array) -> Array:
-    """`predict.max_sessions` of each pipeline."""
+def stage_sessions(rows: Rows, layers: Array) -> Array:
+    """`predict.sessions_of` of every stage; huge where there is none."""
     left_bytes = np.maximum(rows.memory_bytes - layers * rows.demand.layer_bytes, 0.0)
     held = np.floor(left_bytes / (np.maximum(layers, 1e-6) * rows.demand.session_bytes))
-    return least(np.where(rows.used, np.minimum(held, rows.sessions), HUGE))
+    return np.where(rows.used, np.minimum(held, rows.sessions), HUGE)
+
+
+def sessions_of(rows: Rows, layers: Array) -> Array:
+    """`predict.max_sessions` of each pipeline."""
+    return least(stage_sessions(rows, layers))
 
 
 def room(rows: Rows, sessions: Array) -> Array:
