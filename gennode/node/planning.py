@@ -94,7 +94,7 @@ class PlanningMachine:
         self._key = key
         self._pace = pace
         self._witness = Witness(key.peer, model, snapshot_of, pace)
-        self._spread = Spread(key.peer, model, rng)
+        self._spread = Spread(model, rng)
         self._unix_s = 0.0
         self._next_look_s = float("-inf")
         self._current: Accepted | None = None

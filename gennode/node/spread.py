@@ -56,8 +56,7 @@ def standing(digest: PlanDigest) -> Standing:
 class Spread:
     """Tells, asks and answers for one model. `now_s` is a monotonic clock."""
 
-    def __init__(self, peer: PeerId, model: ModelId, rng: Random, now_s: float = 0.0) -> None:
-        self._peer = peer
+    def __init__(self, model: ModelId, rng: Random, now_s: float = 0.0) -> None:
         self._rng = rng
         self._none = self._told = PlanDigest(model, 0, PeerId(""), bytes(DIGEST_BYTES))
         self._sent = b""

@@ -26,7 +26,6 @@ from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
 from gennode.wire.proposal import MAX_PROPOSAL_BYTES, place_in_line
 from tests.node.planners import MODEL
 
-ME = PeerId("me")
 OTHERS = [PeerId(f"peer {number}") for number in range(9)]
 EPOCH = 7
 LINE = sorted(OTHERS, key=lambda peer: place_in_line(MODEL, EPOCH, peer))
@@ -38,7 +37,7 @@ def digest(name: int = 1, *, publisher: PeerId = LINE[1], epoch: int = EPOCH) ->
 
 
 def spread() -> Spread:
-    return Spread(ME, MODEL, Random(1))
+    return Spread(MODEL, Random(1))
 
 
 def tick(one: Spread, now_s: float, *, wants: bool = True) -> list[Send]:
