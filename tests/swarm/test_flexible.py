@@ -1,0 +1,22 @@
+"""Five real workers of different speed find fair places, and others when one comes or dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench._flexible import SHARES, watch
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_workers_find_their_places_and_find_them_again(tmp_path: Path) -> None:
+    told: list[str] = []
+    seen = await watch(tmp_path, told.append)
+    assert seen.off_by_layers <= 1 + 1e-9, told  # in proportion to speed
+    assert seen.moved_by_join <= 1, told
+    assert seen.newcomer_layers > 0, told
+    assert seen.asked.wrong == 0, told
+    assert seen.asked.failures == [], told
+    assert seen.asked.right >= len(SHARES), told
