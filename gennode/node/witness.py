@@ -229,7 +229,7 @@ class Witness:
             return Opinion("false", "it plans for another demand than the model's")
         unknown = set[PeerId]()
         for claim in claims:
-            is_right = self._is_right(claim, now_s)
+            is_right = self._is_right(claim)
             if is_right is False:
                 return Opinion("false", f"{claim.peer} announced something else")
             if is_right is None:
@@ -237,24 +237,24 @@ class Witness:
         tolerated = max(1, len(claims) // TOLERATED_SHARE)
         if waited_s < self._pace.catch_up_s:
             tolerated = 0
-        if len(unknown) > tolerated or proposal.publisher in unknown:
+        if len(unknown) > tolerated or unknown & {proposal.publisher, self._peer}:
             return Opinion("unsure", f"{len(unknown)} of {len(claims)} entries are not known here")
         known, left_out = self._left_out({claim.peer for claim in claims}, now_s)
         if left_out > max(1, known // TOLERATED_SHARE):
             return Opinion("unsure", f"it leaves out {left_out} of {known} peers")
         return Opinion("sound", unknown=frozenset(unknown))
 
-    def _is_right(self, claim: Claim, now_s: float) -> bool | None:
-        """Whether a peer announced so; None if we can't tell."""
+    def _is_right(self, claim: Claim) -> bool | None:
+        """Whether a peer announced so; None if we can't tell.
+
+        Not even of ourselves can we always: two announcements within a second look like one here,
+        and somebody else may have seen the first.
+        """
         seen = self._seen.get(claim.peer)
         facts = seen.facts if seen else []
         if any(fact.fact == claim.fact for fact in facts):
             return True
-        if any(fact.mark == claim.mark for fact in facts):
-            return False
-        # Of ourselves we know all, but for what a run before this one said.
-        knows_all = self.age_s(now_s) >= self._pace.remember_s and len(facts) < MAX_FACTS
-        return False if claim.peer == self._peer and knows_all else None
+        return False if any(fact.mark == claim.mark for fact in facts) else None
 
     def _left_out(self, listed: set[PeerId], now_s: float) -> tuple[int, int]:
         """How many peers have been live for long, and how many of them are not listed."""

@@ -57,12 +57,13 @@ def without(count: int) -> Forge:
 LIES: dict[str, tuple[Forge | None, bytes | None, str]] = {
     "of another peer": (changed(3, invents=False), None, "announced something else"),
     "of itself": (changed(0, invents=False), None, "announced something else"),
-    "of the victim": (changed(5, invents=True), None, "announced something else"),
+    "of the victim": (changed(5, invents=False), None, "announced something else"),
     "of what the model needs": (other_demand, None, "another demand"),
     "of what follows": (None, b"\7" * 32, "another plan follows"),
 }
 DOUBTS: dict[str, tuple[Forge, str]] = {
     "two entries of made-up announcements": (changed(3, 4, invents=True), "not known here"),
+    "the victim's entry of a made-up announcement": (changed(5, invents=True), "not known here"),
     "its own entry of a made-up announcement": (changed(0, invents=True), "not known here"),
     "two made-up peers": (strangers, "not known here"),
     "two peers left out": (without(2), "leaves out 2 of 12"),

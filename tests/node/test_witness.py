@@ -130,11 +130,14 @@ def test_a_lie_shows_also_by_the_newest_words_of_the_same_facts() -> None:
     assert opinion(witness, msgspec.structs.replace(snapshot, peers=peers), marks).says == "false"
 
 
-def test_of_ourselves_we_know_all_once_we_have_looked_for_long() -> None:
+def test_what_is_said_of_ourselves_has_to_be_known() -> None:
     live = [announced(ME), announced(ONE), announced(OTHER)]
     snapshot, marks = view([announced(ME, capacity=20), *live[1:]])
-    assert opinion(looking(live), snapshot, marks, now_s=PACE.remember_s).says == "false"
-    assert opinion(looking(live), snapshot, marks, now_s=PACE.remember_s - 1).says == "unsure"
+    for waited_s in (0.0, PACE.catch_up_s, PACE.give_up_s):
+        said = opinion(looking(live), snapshot, marks, waited_s=waited_s, publisher=ONE)
+        assert said.says == "unsure"
+    forged = opinion(looking(live), snapshot, view(live)[1], publisher=ONE)
+    assert forged == Opinion("false", "me announced something else")
 
 
 def test_another_demand_is_a_lie() -> None:
