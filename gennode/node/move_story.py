@@ -41,7 +41,7 @@ MANIFEST = toy_manifest(LAYERS)
 MODEL, SHAPE, WHOLE = MANIFEST.model, MANIFEST.shape, Span(0, LAYERS)
 WORKERS = 5
 CAPACITIES = (2, 3, 4, 6)
-ENOUGH = 1.75  # copies of the model that the first workers have room for
+ENOUGH = 1.5  # copies of the model that the first workers have room for
 PROMPTS = 8
 FAULTS = ("crash", "blackout", "leave")
 LOOK_S = 0.25
@@ -213,6 +213,7 @@ class _Stage:
         self._is_covered = False
         self._uncovered_s = 0.0
         self._fault_s = float("-inf")
+        self.end_s = STORY_LIMIT_S
         self._quiet_join: dict[PeerId, int] | None = None
 
     def look(self, *, fault: bool) -> None:
@@ -258,7 +259,9 @@ class _Stage:
         else:
             told = self._hurt(kind)
         self.story.events.append(f"{kind if told else 'nothing'} at {self.swarm.now_s:.1f} s")
+        self.end_s = self.swarm.now_s + EVENT_S
         if index + 1 < EVENTS:
+            self.end_s += STORY_LIMIT_S
             self.swarm.after(self.rng.uniform(EVENT_S, 2 * EVENT_S), lambda: self.event(index + 1))
 
     def _count_moved(self) -> None:
@@ -291,13 +294,18 @@ class _Stage:
         """Take somebody away whom the others can replace."""
         alive = [one for one in self.followers if one.is_alive and one.worker]
         self.rng.shuffle(alive)
-        for victim in alive:
+        for victim in sorted(alive, key=lambda one: not self._is_alone(one)):
             rest = [one for one in alive if one is not victim]
             if self._is_covered and _can_cover(rest):
                 self._take_away(victim.peer, kind)
                 self.look(fault=True)
                 return True
         return False
+
+    def _is_alone(self, follower: _Follower) -> bool:
+        """Whether nobody else hosts some of its layers."""
+        others = (one.hosts for one in self.followers if one is not follower)
+        return not follower.hosts <= frozenset[int]().union(*others)
 
     def _take_away(self, peer: PeerId, kind: str) -> None:
         swarm = self.swarm
@@ -341,10 +349,11 @@ def tell_move(seed: int) -> MoveStory:
     for prompt in prompts:
         at_s = FIRST_S + rng.uniform(0, EVENTS * EVENT_S)
         swarm.after(at_s, partial(prompt.begin, rng))
-    last_s = FIRST_S + 2 * EVENTS * EVENT_S
     swarm.after(FIRST_S, lambda: stage.event(0))
-    swarm.run(last_s)
-    swarm.run(STORY_LIMIT_S, done=lambda: all(prompt.is_over for prompt in prompts))
+    swarm.run(
+        STORY_LIMIT_S,
+        done=lambda: swarm.now_s > stage.end_s and all(prompt.is_over for prompt in prompts),
+    )
     stage.keep_looking()
     stage.story.moves = sum(one.actions > 0 for one in stage.followers)
     stage.story.reached = sum(one.has_arrived for one in stage.followers if one.is_alive)

@@ -23,6 +23,10 @@ from gennode.wire.snapshot import Candidate, Demand, Snapshot
 # spends all of its time on the way then.
 NEAR_SHARE = 1 / 8
 
+# Where all layers have hosts, and no more hosts than this, a newcomer's windows are judged by what
+# would flow: the neediest one and some others. It takes milliseconds for each.
+MAX_JUDGED_HOSTS, JUDGED_WINDOWS = 16, 5
+
 # Gaps are closed one after the other, the first few of them now.
 MAX_GAPS = 16
 
@@ -64,7 +68,8 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
     """The span that a newcomer should load, given what all others hold; they stay.
 
     The window of its whole capacity that needs it most: first the one with most layers that
-    nobody holds, then the one whose layers have the least supply, the weakest compared first.
+    nobody holds, then the one whose layers have the least supply, the weakest compared first. In
+    a small pool that covers the model, some others are tried as well, and what flows decides.
     Supply is tokens per second that a layer's hosts could compute, and far hosts count for less
     the further they are: a route through both would spend its time on the way. This is the rule
     of Petals (block_selection.py) with distance in it, and without its restarts by chance. Ties
@@ -80,7 +85,18 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
         return _drawn_window(newcomer.peer, width, demand.layers)
     counts = _counts(hosts, demand.layers)
     supply = _supply(hosts, demand, newcomer)
-    return _neediest_window(counts, supply, width, Span(0, 0))
+    neediest = _neediest_window(counts, supply, width, Span(0, 0))
+    if len(hosts) > MAX_JUDGED_HOSTS or width == demand.layers or not counts.all():
+        return neediest
+    held = [(one, one.held) for one in hosts]
+    last = demand.layers - width
+    starts = sorted({last * n // (JUDGED_WINDOWS - 1) for n in range(JUDGED_WINDOWS)})
+    best, limit_s = _flowing([*held, (newcomer, neediest)], demand, ())
+    for span in (Span(start, start + width) for start in starts):
+        rate = flow([*held, (newcomer, span)], demand, limit_s).rate_token_s
+        if rate > best:
+            best, neediest = rate, span
+    return neediest
 
 
 def next_move(
@@ -203,16 +219,26 @@ def _worth(
     demand: Demand,
     pipelines: Sequence[Sequence[Hop]],
 ) -> float:
-    """Tokens per second within the step limit. If none keep to it, those within the least
-    multiple of it (by twos) that some keep to, times the square of how far that misses, as in
-    `predict.worth`."""
-    limit_s, share = demand.step_limit_s, 1.0
+    """What flows, times the square of how far that misses the step limit, as in `predict.worth`."""
+    rate, limit_s = _flowing(hosts, demand, pipelines)
+    share = demand.step_limit_s / limit_s
+    return rate * share * share
+
+
+def _flowing(
+    hosts: Sequence[tuple[Candidate, Span]],
+    demand: Demand,
+    pipelines: Sequence[Sequence[Hop]],
+) -> tuple[float, float]:
+    """Tokens per second within the step limit, or within the least multiple of it (by twos) that
+    some keep to; and that limit."""
+    limit_s = demand.step_limit_s
     for _ in range(_DOUBLINGS):
         rate = flow(hosts, demand, limit_s, pipelines).rate_token_s
         if rate > 0:
-            return rate * share * share
-        limit_s, share = 2 * limit_s, share / 2
-    return 0.0
+            return rate, limit_s
+        limit_s *= 2
+    return 0.0, limit_s
 
 
 def uncovered(snapshot: Snapshot) -> tuple[Span, ...]:
@@ -337,7 +363,8 @@ def _moves_of(
     width = min(max(one.capacity_layers, held.layers), layers)
     if width <= 0:
         return
-    alone = _hull([layer for layer in range(held.start, held.end) if counts[layer] == 1])
+    last = [layer for layer in range(held.start, held.end) if counts[layer] == 1]
+    alone = Span(last[0], last[-1] + 1) if last else Span(0, 0)
     for gap in gaps[:MAX_GAPS]:
         if held.layers > 0:
             yield from _towards(held, alone, gap, width, upwards=held.start <= gap.start)
@@ -360,10 +387,6 @@ def _towards(held: Span, alone: Span, gap: Span, width: int, *, upwards: bool) -
         span = Span(start, min(max(held.end, end), start + width))
     if span.covers(alone) or not alone.layers:
         yield span
-
-
-def _hull(layers: Sequence[int]) -> Span:
-    return Span(layers[0], layers[-1] + 1) if layers else Span(0, 0)
 
 
 def _move_key(one: Candidate, span: Span, counts: _Counts, demand: Demand) -> tuple[float, ...]:
