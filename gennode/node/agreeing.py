@@ -57,17 +57,16 @@ class Agreeing:
                     " ".join(f"{hop.peer[-6:]}:{hop.span}" for hop in event.plan.hosts),
                 )  # fmt: skip
             case Refused():
+                # No more than a line: a node that plans by other rules than ours is no liar.
                 log.warning(
                     "plan_refused epoch=%d publisher=%s proven=%s why=%s",
                     event.epoch, event.publisher, event.is_proven, event.reason,
                 )  # fmt: skip
-                if event.is_proven:
-                    self._node.links.report(event.publisher, event.reason)
 
     async def _judge(self, judge: Judge) -> None:
         decision: Decision | None
         try:
-            decision = await asyncio.to_thread(decide, judge.snapshot)
+            decision = await asyncio.to_thread(decide, judge.snapshot, judge.accepted)
         except GennodeError as error:
             log.warning("plan_undecided why=%s", error)
             decision = None

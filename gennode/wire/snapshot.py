@@ -72,8 +72,7 @@ class Demand(msgspec.Struct, frozen=True, array_like=True):
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     """A pool at one moment. Peers are distinct; their order means nothing.
 
-    `epoch` numbers the snapshots of a model: time since the Unix epoch in units that
-    `sharding` states.
+    `epoch` numbers the snapshots of a model: seconds since 1970 in units of a plan's pace.
     """
 
     model: Model
