@@ -9,7 +9,7 @@ from gennode.node.crowd.arrivals import GAPS, draw_lengths
 from gennode.node.crowd.brain import Brain
 from gennode.node.crowd.events import Events
 from gennode.node.crowd.member import Member, Owner
-from gennode.node.crowd.news import MAX_AGE_S, News
+from gennode.node.crowd.news import MAX_AGE_S, STEP_S, News
 from gennode.node.crowd.physics import Leg, prefill_s, step_s
 from gennode.node.crowd.session import Session, legs_of
 from gennode.node.crowd.tally import Tally
@@ -71,7 +71,7 @@ class Asking:
     # -- finding a way ------------------------------------------------------------------------
 
     def _routes(self, session: Session, span: Span, entry: PeerId, count: int) -> list[list[Hop]]:
-        sight = self._news.seen(self._views.uniform(0.0, MAX_AGE_S))
+        sight = self._news.seen(self._views.uniform(0.0, MAX_AGE_S - STEP_S))
         exclude = session.excluded(self._events.now_s)
         owner = session.owner
         return self._brain.routes(sight, span, owner, entry, exclude=exclude, count=count)

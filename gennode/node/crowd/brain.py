@@ -41,6 +41,7 @@ class Brain:
             self.shape, weight_bytes=WEIGHT_BYTES, number_bytes=NUMBER_BYTES
         )
         self._places: dict[PeerId, Candidate] = {}
+        self._decided: tuple[Candidate, ...] = ()
         self._links_s: dict[tuple[PeerId, PeerId], float] = {}
 
     def candidate(self, specimen: Specimen) -> Candidate:
@@ -157,5 +158,10 @@ class Brain:
         return rebalance.next_moves(snapshot, without=frozenset(without))
 
     def decide(self, members: Iterable[Member], epoch: int) -> Plan | None:
-        """A new plan for the whole pool, if it is worth its moves."""
-        return rebalance.decide(self.snapshot(members, epoch)).plan
+        """A new plan for the whole pool, if it is worth its moves; none if nothing has changed
+        since the last time, because the answer has not either."""
+        snapshot = self.snapshot(members, epoch)
+        if snapshot.peers == self._decided:
+            return None
+        self._decided = snapshot.peers
+        return rebalance.decide(snapshot).plan

@@ -12,7 +12,7 @@ from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId
 
 MAX_AGE_S = 10.0  # a peer renews its announcement this often if only its sessions change
-_STEP_S = 2.0  # between two states of the swarm that can be told apart
+STEP_S = 4.0  # between two states of the swarm that can be told apart, if no span changes
 
 
 class Sight:
@@ -43,7 +43,7 @@ class News:
     def seen(self, age_s: float) -> Sight:
         """What somebody sees whose news is so old."""
         now_s = self._events.now_s
-        if not self._times_s or now_s - self._times_s[-1] >= _STEP_S:
+        if not self._times_s or now_s - self._times_s[-1] >= STEP_S:
             self._take()
         index = bisect_right(self._times_s, now_s - age_s) - 1
         return self._states[max(0, index)]

@@ -84,7 +84,7 @@ def test_under_churn_sessions_are_carried_on_while_there_are_spare_copies() -> N
     )
     tally = outcome.tally
     assert tally.crashes + tally.leaves > 10
-    assert tally.failed_over > 10
+    assert tally.failed_over > 3
     assert tally.mean_coverage()[0] > 3
     assert tally.lost == 0
     assert tally.answered > 0.8 * (tally.asked - outcome.running)
