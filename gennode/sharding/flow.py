@@ -25,11 +25,16 @@ from gennode.sharding.predict import MAX_LOAD
 from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand
 
-# The most that fits on a route is halved in on this often: to a millionth of what it could be.
-_BISECTIONS = 20
-# Both are tried, and the better one counts: filling each route at once, which is best for
-# disjoint chains, and in turns, so that routes that share machines find their balance.
-_TURNS = (1, 5)
+# The most that fits on a route is halved in on this often: to a millionth of what it could be,
+# and coarsely where only a part is taken anyway.
+_BISECTIONS, _COARSE_BISECTIONS = 20, 8
+# All are tried, and the best one counts: filling each route at once, which is best for disjoint
+# chains, and in turns, so that routes that share machines find their balance; paths of least
+# time, and paths that leave no part of a span over (`Paths.least`).
+_WAYS = ((1, False), (5, False), (1, True), (5, True))
+# With more hosts than this, these alone: the first routes of all spend machines whole.
+_FEW_HOSTS = 256
+_WAYS_OF_MANY = ((1, True),)
 # A route whose tokens take this share of the limit is full: bisection ends just below it.
 _FULL = 0.9999
 # Nobody waits longer (11 days): stands for no limit, and is below infinity.
@@ -80,8 +85,8 @@ def flow(
     seeds = [seed for seed in seeds if seed]
     best = NOTHING
     for seeding in ((), tuple(seeds)) if seeds else ((),):
-        for turns in _TURNS:
-            found = _Swarm(ordered, demand, limit_s).filled(turns, seeding)
+        for turns, whole in _WAYS if len(ordered) <= _FEW_HOSTS else _WAYS_OF_MANY:
+            found = _Swarm(ordered, demand, limit_s, whole=whole).filled(turns, seeding)
             if (found.rate_token_s, -found.step_s) > (best.rate_token_s, -best.step_s):
                 best = found
     return best
@@ -216,15 +221,22 @@ class _Swarm:
     """All hosts, and the routes filled so far."""
 
     def __init__(
-        self, hosts: Sequence[tuple[Candidate, Span]], demand: Demand, limit_s: float
+        self,
+        hosts: Sequence[tuple[Candidate, Span]],
+        demand: Demand,
+        limit_s: float,
+        *,
+        whole: bool,
     ) -> None:
         self.demand = demand
+        self.whole = whole
         self.limit_s = min(limit_s, _LONGEST_S)
         self.hosts = hosts
         self.machines = [_Machine(candidate, span, demand) for candidate, span in hosts]
         self.paths = Paths([(host.coordinate, span) for host, span in hosts], demand.layers)
         self.routes: dict[tuple[Visit, ...], _Route] = {}
         self.open = [machine.left_bytes >= demand.session_bytes for machine in self.machines]
+        self.changed = list(range(len(hosts)))  # whose prices the paths don't know yet
 
     def filled(self, turns: int, seeds: Sequence[tuple[Visit, ...]]) -> Flow:
         """Fill `seeds` and then least-time paths, a part in each turn and all in the last."""
@@ -247,10 +259,12 @@ class _Swarm:
         return self._result()
 
     def _search(self, usable: Sequence[bool]) -> list[tuple[Visit, ...]]:
-        marginal = [machine.marginal_s() for machine in self.machines]
-        sends = [machine.send_s(machine.load) for machine in self.machines]
-        comings, layers = [one for one, _ in marginal], [one for _, one in marginal]
-        return self.paths.least(comings, layers, sends, usable, self.limit_s)
+        for place in self.changed:
+            machine = self.machines[place]
+            coming_s, layer_s = machine.marginal_s()
+            self.paths.price(place, coming_s, layer_s, machine.send_s(machine.load))
+        self.changed.clear()
+        return self.paths.least(usable, self.limit_s, whole=self.whole)
 
     def _fill(self, visits: tuple[Visit, ...]) -> None:
         """Push all that fits, and close what is full then: one machine at least."""
@@ -275,8 +289,9 @@ class _Swarm:
         if route is None:
             route = _Route(visits, self.paths.way_s([visit.place for visit in visits]))
         low, high = 0.0, self._bound(route)
+        bisections = _BISECTIONS if share == 1.0 else _COARSE_BISECTIONS
         least = high / (1 << (_BISECTIONS - 1))
-        for _ in range(_BISECTIONS):
+        for _ in range(bisections):
             rate = (low + high) / 2
             if self._changed(route, rate) is None:
                 high = rate
@@ -353,6 +368,7 @@ class _Swarm:
                 self.machines[place].users.append(route)
         for place, load in change.loads.items():
             self.machines[place].load = load
+            self.changed.append(place)
         for one, rate, time_s in change.times:
             one.rate, one.time_s = rate, time_s
         for place, (sessions, cached) in change.kept.items():

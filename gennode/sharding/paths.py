@@ -15,6 +15,8 @@ from gennode.wire.ids import Span
 # that are best for one first host, its neighbours above all.
 SHORTLIST = 32
 
+_NEVER_S = 1e9  # below infinity, and above all that can be
+
 _Floats = NDArray[np.float64]
 _Places = NDArray[np.intp]
 
@@ -27,16 +29,8 @@ class Visit(NamedTuple):
     end: int
 
 
-class _Search(NamedTuple):
-    """What one search goes by, per place: seconds for coming, per layer, and to send a frame."""
-
-    coming_s: _Floats
-    layer_s: _Floats
-    send_s: _Floats
-
-
 class Paths:
-    """Hosts by where they are and what they hold; searches differ in what the hosts' time is.
+    """Hosts by where they are and what they hold, with the prices in seconds that they have now.
 
     A path of least time changes hosts only where some span starts or ends, so the layers are
     cut there into stretches. Only elementwise arithmetic and exact minima: all machines find
@@ -48,13 +42,14 @@ class Paths:
         self._x_s = np.array([where.x_s for where, _ in hosts], dtype=np.float64)
         self._y_s = np.array([where.y_s for where, _ in hosts], dtype=np.float64)
         self._height_s = np.array([where.height_s for where, _ in hosts], dtype=np.float64)
+        self._coming_s, self._layer_s, self._send_s = np.zeros((3, len(hosts)))
         self._width = np.array([span.layers for _, span in hosts], dtype=np.float64)
         cuts = {0, layers} | {cut for _, span in hosts for cut in span}
         self._cuts = sorted(cut for cut in cuts if 0 <= cut <= layers)
-        starts = np.array([span.start for _, span in hosts], dtype=np.intp)
-        ends = np.array([span.end for _, span in hosts], dtype=np.intp)
+        self._starts = np.array([span.start for _, span in hosts], dtype=np.intp)
+        self._ends = np.array([span.end for _, span in hosts], dtype=np.intp)
         self._cover: list[_Places] = [
-            np.flatnonzero((starts <= start) & (ends > start)) for start in self._cuts[:-1]
+            np.flatnonzero((self._starts <= cut) & (self._ends > cut)) for cut in self._cuts[:-1]
         ]
 
     def way_s(self, places: Sequence[int]) -> float:
@@ -66,39 +61,41 @@ class Paths:
                 total_s += float(around[index, index])
         return total_s
 
+    def price(self, place: int, coming_s: float, layer_s: float, send_s: float) -> None:
+        """What a token takes at a host from now on: to come at all, per layer, to be sent on."""
+        self._coming_s[place] = coming_s
+        self._layer_s[place] = layer_s
+        self._send_s[place] = send_s
+
     def least(
-        self,
-        coming_s: Sequence[float],
-        layer_s: Sequence[float],
-        send_s: Sequence[float],
-        usable: Sequence[bool],
-        limit_s: float,
+        self, usable: Sequence[bool], limit_s: float, *, whole: bool = False
     ) -> list[tuple[Visit, ...]]:
         """Paths that share no host and take at most `limit_s`: the least one first; none: empty.
 
         The owner is on the way from the last host to the first, as in `predict.step_s`.
+        `whole`: not the least time, but the least time of machines spent, when each host is
+        charged for all layers that it holds: parts that are left over serve few others.
         """
-        times = _Search(np.array(coming_s), np.array(layer_s), np.array(send_s))
         mask = np.array(usable, dtype=np.bool_)
         cover = [places[mask[places]] for places in self._cover]
         if not cover or not all(len(places) for places in cover):
             return []
         if max(len(places) for places in cover) <= SHORTLIST:
-            return self._best(times, cover, limit_s)
+            return self._best(cover, limit_s, whole)
         firsts = cover[0]
-        alone_s = times.coming_s[firsts] / self._width[firsts] + times.layer_s[firsts]
+        alone_s = self._coming_s[firsts] / self._width[firsts] + self._layer_s[firsts]
         leads = firsts[np.argsort(alone_s, kind="stable")]
         while len(leads):
-            near = self._near(times, cover, leads)
-            if found := self._best(times, near, limit_s):
+            near = self._near(cover, leads)
+            if found := self._best(near, limit_s, whole):
                 return found
             leads = leads[~np.isin(leads, near[0])]
         return []
 
-    def _near(self, times: _Search, cover: Sequence[_Places], leads: _Places) -> list[_Places]:
+    def _near(self, cover: Sequence[_Places], leads: _Places) -> list[_Places]:
         """Per stretch, the hosts that seem best on a path that starts at the first of `leads`."""
         way_s = self._ways_s(leads[:1], np.arange(len(self._width)))[0]
-        score_s = (times.coming_s + way_s) / self._width + times.layer_s
+        score_s = (self._coming_s + way_s) / self._width + self._layer_s
         short = []
         for stretch, places in enumerate(cover):
             among = leads if stretch == 0 else places
@@ -109,29 +106,34 @@ class Paths:
         return short
 
     def _best(
-        self, times: _Search, cover: Sequence[_Places], limit_s: float
+        self, cover: Sequence[_Places], limit_s: float, whole: bool
     ) -> list[tuple[Visit, ...]]:
         """Dynamic programming over (first host, stretch, host)."""
         firsts = cover[0]
         wide = np.array(self._cuts[1:], dtype=np.float64) - np.array(self._cuts[:-1])
-        begun_s = times.coming_s[firsts] + wide[0] * times.layer_s[firsts]
+        begun_s = self._coming_s[firsts] + wide[0] * self._layer_s[firsts]
         reached_s = np.where(np.eye(len(firsts), dtype=np.bool_), begun_s, np.inf)
         origins: list[_Places] = []
         for stretch in range(1, len(cover)):
             before, here = cover[stretch - 1], cover[stretch]
-            sent_s = reached_s + times.send_s[before]
+            sent_s = reached_s + self._send_s[before]
+            coming_s = self._coming_s[here]
+            if whole:
+                cut = self._cuts[stretch]
+                sent_s = sent_s + (self._ends[before] - cut) * self._layer_s[before]
+                coming_s = coming_s + (cut - self._starts[here]) * self._layer_s[here]
             arriving_s = sent_s[:, :, None] + self._ways_s(before, here)
             origin = np.argmin(arriving_s, axis=1)
-            best_s = np.min(arriving_s, axis=1) + times.coming_s[here]
+            best_s = np.min(arriving_s, axis=1) + coming_s
             at = np.searchsorted(before, here)
             at[at == len(before)] = 0
             stays = before[at] == here
             staying_s = np.where(stays, reached_s[:, at], np.inf)
             staying = staying_s <= best_s
             origins.append(np.where(staying & stays, -1, origin))
-            reached_s = np.where(staying, staying_s, best_s) + wide[stretch] * times.layer_s[here]
+            reached_s = np.where(staying, staying_s, best_s) + wide[stretch] * self._layer_s[here]
         last = cover[-1]
-        home_s = times.send_s[last][:, None] + self._ways_s(last, firsts)
+        home_s = self._send_s[last][:, None] + self._ways_s(last, firsts)
         home_s[last[:, None] == firsts] = 0.0
         total_s = reached_s + home_s.T
         ends = np.argmin(total_s, axis=1)
@@ -139,14 +141,22 @@ class Paths:
         found: list[tuple[Visit, ...]] = []
         taken: set[int] = set()
         for row in np.argsort(ends_s, kind="stable"):
-            if not ends_s[row] <= limit_s:
+            if not ends_s[row] <= (_NEVER_S if whole else limit_s):
                 break
             path = self._path(cover, origins, int(row), int(ends[row]))
             places = {visit.place for visit in path}
-            if not places & taken:
+            if not places & taken and (not whole or self._time_s(path) <= limit_s):
                 taken |= places
                 found.append(path)
         return found
+
+    def _time_s(self, path: Sequence[Visit]) -> float:
+        """What a token takes on a path at the present prices."""
+        total_s = self.way_s([visit.place for visit in path])
+        for place, start, end in path:
+            total_s += float(self._coming_s[place] + (end - start) * self._layer_s[place])
+            total_s += float(self._send_s[place]) if len(path) > 1 else 0.0
+        return total_s
 
     def _path(
         self, cover: Sequence[_Places], origins: Sequence[_Places], row: int, column: int
