@@ -32,6 +32,7 @@ from gennode.sharding.predict import (
     sessions_of,
     stage_s,
     step_s,
+    worth,
 )
 from gennode.wire.ids import Hop, Span
 from gennode.wire.snapshot import Candidate, Demand
@@ -94,13 +95,17 @@ def _late(tour: Sequence[Candidate], demand: Demand) -> tuple[float, tuple[Hop, 
     idle = _split(tour, demand, 0.0, math.inf)
     if idle is None:
         return 0.0, ()
-    stages = [Stage(one, count) for one, count in zip(tour, idle, strict=True)]
+    stages = _stages(tour, idle)
     limit_s = LATE_FACTOR * step_s(stages, demand, 0.0)
     if limit_s <= demand.step_limit_s:
         return 0.0, ()
-    rate, counts = _best_rate(tour, demand, limit_s)
-    share = demand.step_limit_s / limit_s
-    return rate * share * share, _hops(tour, counts)
+    _, counts = _best_rate(tour, demand, limit_s)
+    best = max((idle, counts), key=lambda split: worth(_stages(tour, split), demand))
+    return worth(_stages(tour, best), demand), _hops(tour, best)
+
+
+def _stages(tour: Sequence[Candidate], counts: Sequence[int]) -> list[Stage]:
+    return [Stage(one, count) for one, count in zip(tour, counts, strict=True)]
 
 
 def _tour(group: Sequence[Candidate]) -> list[Candidate]:
@@ -136,8 +141,7 @@ def _bound(tour: Sequence[Candidate], demand: Demand) -> float:
     idle = _split(tour, demand, 0.0, math.inf)
     if idle is None:
         return 0.0
-    stages = [Stage(one, count) for one, count in zip(tour, idle, strict=True)]
-    return sessions / step_s(stages, demand, 0.0)
+    return sessions / step_s(_stages(tour, idle), demand, 0.0)
 
 
 def _split(

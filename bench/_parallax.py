@@ -6,7 +6,7 @@ What it does:
 
 - A node holds as many layers as fit into 0.65 of its memory (its server's setting). The first
   of a pipeline pays for the embedding out of that, the last for the head.
-- Dynamic programming over the nodes, largest first: for each number `k` of pipelines the fewest
+- Dynamic programming over the nodes: for each number `k` of pipelines the fewest
   stages `s`; the `k` with the largest `k * k / s` is taken. States are (node, layers that open
   pipelines still lack, pipelines finished), so it is exponential; past `MAX_STATES` we go on
   with its own greedy rule, which is what its authors offer for larger pools.
@@ -16,9 +16,10 @@ What it does:
 
 Where we are generous: all memory that weights leave is for caches, and not 0.25 of the whole;
 leftover nodes serve (in its default routing they wait until they form a pipeline of their own);
-and `placed` charges nobody for embedding and head, as owners hold both here. With that charge
-(`crashes`) the capacity that the search counts is not the one that water-filling finds, since
-the latter sorts the nodes anew: it raises ValueError, and Parallax never starts.
+and `placed` charges nobody for embedding and head, as owners hold both here. Its published
+code does, and takes the nodes as they came (`crashes`): then the search lets others pay for the
+ends than water-filling, which sorts the nodes, and where that finds too little room it raises
+ValueError, and Parallax never starts.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class _Found:
 
 def placed(pool: Pool, max_states: int = MAX_STATES) -> Placement:
     """Who holds what, and the pipelines that it has in mind; embedding and head for nothing."""
-    found = _planned(_nodes(pool, 0), pool.demand.layers, max_states)
+    nodes = sorted(_nodes(pool, 0), key=lambda node: -node.plain)
+    found = _planned(nodes, pool.demand.layers, max_states)
     hosts = [(pool.candidates[index], span) for index, span in sorted(found.spans.items())]
     pipelines = [
         tuple(Hop(pool.candidates[index].peer, found.spans[index]) for index in chain)
@@ -91,7 +93,6 @@ def _nodes(pool: Pool, end_bytes: int) -> list[_Node]:
             (room - ends * end_bytes) // pool.demand.layer_bytes for ends in (0, 1, 2)
         )
         nodes.append(_Node(index, plain, one, one, two, machine.flops_per_s, machine.memory_bytes))
-    nodes.sort(key=lambda node: -node.plain)
     return nodes
 
 
@@ -202,7 +203,7 @@ def _greedy(nodes: Sequence[_Node], layers: int) -> _Found:
     """Pipelines one by one, largest nodes first; one node that does alone is the smallest such,
     if the rest then suffices for another pipeline."""
     found = _Found()
-    waiting = list(nodes)
+    waiting = sorted(nodes, key=lambda node: -node.plain)
     while waiting and sum(node.plain for node in waiting) >= layers:
         chain: list[_Node] = []
         lacks, room = layers, sum(node.plain for node in waiting)

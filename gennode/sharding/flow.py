@@ -264,7 +264,8 @@ class _Swarm:
             coming_s, layer_s = machine.marginal_s()
             self.paths.price(place, coming_s, layer_s, machine.send_s(machine.load))
         self.changed.clear()
-        return self.paths.least(usable, self.limit_s, whole=self.whole)
+        found = self.paths.least(usable, self.limit_s, whole=True) if self.whole else []
+        return found or self.paths.least(usable, self.limit_s)
 
     def _fill(self, visits: tuple[Visit, ...]) -> None:
         """Push all that fits, and close what is full then: one machine at least."""

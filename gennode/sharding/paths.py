@@ -15,6 +15,9 @@ from gennode.wire.ids import Span
 # that are best for one first host, its neighbours above all.
 SHORTLIST = 32
 
+# What `whole` charges for a layer that a path leaves unused, as a multiple of computing it: more
+# than a path could gain by taking a quicker host that does not fit.
+_WASTE = 10.0
 _NEVER_S = 1e9  # below infinity, and above all that can be
 
 _Floats = NDArray[np.float64]
@@ -73,8 +76,8 @@ class Paths:
         """Paths that share no host and take at most `limit_s`: the least one first; none: empty.
 
         The owner is on the way from the last host to the first, as in `predict.step_s`.
-        `whole`: not the least time, but the least time of machines spent, when each host is
-        charged for all layers that it holds: parts that are left over serve few others.
+        `whole`: those first that leave few layers of their hosts over, in all `_WASTE` times
+        the time that these would take: parts that are left over serve few others.
         """
         mask = np.array(usable, dtype=np.bool_)
         cover = [places[mask[places]] for places in self._cover]
@@ -120,8 +123,8 @@ class Paths:
             coming_s = self._coming_s[here]
             if whole:
                 cut = self._cuts[stretch]
-                sent_s = sent_s + (self._ends[before] - cut) * self._layer_s[before]
-                coming_s = coming_s + (cut - self._starts[here]) * self._layer_s[here]
+                sent_s = sent_s + _WASTE * (self._ends[before] - cut) * self._layer_s[before]
+                coming_s = coming_s + _WASTE * (cut - self._starts[here]) * self._layer_s[here]
             arriving_s = sent_s[:, :, None] + self._ways_s(before, here)
             origin = np.argmin(arriving_s, axis=1)
             best_s = np.min(arriving_s, axis=1) + coming_s
