@@ -38,7 +38,7 @@ MAX_ANSWER_TOKENS = 400
 BURSTINESS = 9.0  # squared coefficient of variation of the times between bursty arrivals
 OWNERS = 24
 RETRY_S = 0.5
-SETTLE_S = 30.0
+SETTLE_S = 20.0
 
 Path = Sequence[tuple[int, int]]
 """(worker, layers) per hop."""
@@ -76,11 +76,12 @@ class Scene:
         return slowest * len(self.chains)
 
 
-def make_scene(seed: int, workers: int) -> Scene:
+def make_scene(seed: int, workers: int, *, regional: bool) -> Scene:
     """A pool whose chains are as even as its machines allow: the best case for taking turns.
 
-    Each region's machines are dealt to its chains so that all get about the same speed, and
-    share a chain's layers in proportion to theirs.
+    Machines are dealt to chains so that all get about the same speed, and share a chain's layers
+    in proportion to theirs. `regional`: each chain lies in one region; else chains are formed
+    without regard to the network, as Parallax forms them.
     """
     rng = random.Random(seed)
     regions: dict[PeerId, int] = {}
@@ -95,22 +96,14 @@ def make_scene(seed: int, workers: int) -> Scene:
 
     machines: list[Machine] = []
     chains: list[tuple[int, ...]] = []
-    for region in range(3):
-        count = max(1, round(workers / 3 / STAGES))
-        speeds = []
-        for _ in range(count * STAGES):
-            fixed_s = rng.uniform(*LAYER_FIXED_S)
-            speeds.append((fixed_s * rng.uniform(*TOKEN_SHARE), fixed_s))
-        groups: list[list[tuple[float, float]]] = [[] for _ in range(count)]
-        for speed in sorted(speeds):
-            open_groups = [group for group in groups if len(group) < STAGES]
-            min(open_groups, key=lambda group: sum(1 / one[0] for one in group)).append(speed)
-        for group in groups:
-            rng.shuffle(group)
+    each = max(1, round(workers / 3 / STAGES))
+    pools = [(each, [region]) for region in range(3)] if regional else [(3 * each, [0, 1, 2])]
+    for count, places in pools:
+        for group in _groups(rng, count):
             start, chain = 0, []
             for (token_s, fixed_s), layers in zip(group, _shares(group), strict=True):
                 chain.append(len(machines))
-                span = Span(start, start + layers)
+                region, span = rng.choice(places), Span(start, start + layers)
                 peer = add(f"w{len(machines):03}", region)
                 machines.append(Machine(peer, region, span, fixed_s, token_s))
                 start += layers
@@ -124,6 +117,21 @@ def make_scene(seed: int, workers: int) -> Scene:
         return rtt_s / 2 + frame_s[here]
 
     return Scene(tuple(machines), tuple(chains), owners, weights, link_s)
+
+
+def _groups(rng: random.Random, count: int) -> list[list[tuple[float, float]]]:
+    """Machines (what a token and what a pass takes per layer) in groups of about equal speed."""
+    speeds = []
+    for _ in range(count * STAGES):
+        fixed_s = rng.uniform(*LAYER_FIXED_S)
+        speeds.append((fixed_s * rng.uniform(*TOKEN_SHARE), fixed_s))
+    groups: list[list[tuple[float, float]]] = [[] for _ in range(count)]
+    for speed in sorted(speeds):
+        not_full = [group for group in groups if len(group) < STAGES]
+        min(not_full, key=lambda group: sum(1 / one[0] for one in group)).append(speed)
+    for group in groups:
+        rng.shuffle(group)
+    return groups
 
 
 def _shares(group: Sequence[tuple[float, float]]) -> list[int]:

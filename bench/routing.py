@@ -2,7 +2,8 @@
 
 p99_over_round_robin  seconds per token of an answer, its owner's waiting included, in the worst
                       hundredth of answers: ours over taking turns on fixed chains, at 0.8 of what
-                      the chains carry in equal shares; the median over pools and kinds of arrivals
+                      the chains carry in equal shares; the median over pools and kinds of arrivals.
+                      Also of those pools whose chains lie in one region each, and of the others
 goodput_churn         tokens that came right in whole answers, over those asked for, while 20 % of
                       the workers go every minute; the product's own machines (`_churn.py`)
 wrong_tokens          in the same runs
@@ -11,15 +12,17 @@ route_1000_ms         a route over 80 layers among 1,000 workers of 4 to 40 laye
                       neighbours on it do not count. `route_1000_drawn_ms`: with an rng, as owners
                       who share workers choose; `route_1000_cold_ms`: with the board made anew
 
-The pools of the first figure are simulated token by token (`_crowd.py`): 36 to 84 workers in
+The pools of the first figure are simulated token by token (`_crowd.py`): 36 to 96 workers in
 three regions, announcements up to 10.5 s old, Poisson and bursty arrivals, answers of
-log-normal length. Round-robin takes turns over chains that are as even as the pool allows, each
-within one region (Parallax's default); shortest-path is our search without load.
+log-normal length. Round-robin takes turns over fixed chains, Parallax's default; they are as
+even as the machines allow, and lie in one region each or, as Parallax forms them, anywhere.
+Shortest path is our search without load.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import statistics
 import time
@@ -42,7 +45,8 @@ WORKERS, MODEL_LAYERS, WORKER_LAYERS = 1000, 80, (4, 40)
 class Effort:
     """How much is measured."""
 
-    pools: tuple[int, ...]
+    pools: tuple[tuple[int, bool], ...]
+    """Workers, and whether the fixed chains lie in one region each."""
     loads: tuple[float, ...]
     until_s: float
     stories: int
@@ -51,8 +55,9 @@ class Effort:
     searches: int
 
 
-FULL = Effort((36, 48, 84), (0.3, 0.5, 0.7, 0.8, 0.9, 0.95), 70.0, 8, 24, 90.0, 400)
-QUICK = Effort((36,), (0.8,), 60.0, 3, 18, 40.0, 60)
+_POOLS = ((36, True), (36, False), (60, True), (60, False), (96, False))
+FULL = Effort(_POOLS, (0.3, 0.5, 0.8, 0.95), 120.0, 8, 24, 90.0, 400)
+QUICK = Effort(_POOLS[:2], (COMPARED_LOAD,), 80.0, 3, 18, 40.0, 60)
 
 
 class Turns:
@@ -126,29 +131,37 @@ def compare(
     return outcomes
 
 
-def measure_crowds(effort: Effort) -> tuple[float, list[tuple[float | str, ...]]]:
-    """The figure at the compared load, and a row per load, kind of arrivals and policy."""
-    scenes = [make_scene(seed, workers) for seed, workers in enumerate(effort.pools, 1)]
-    ratios: list[float] = []
+def measure_crowds(effort: Effort) -> tuple[dict[str, float], list[tuple[float | str, ...]]]:
+    """The figures at the compared load; a row per load, arrivals, kind of chains and policy."""
+    scenes = [
+        (seed, make_scene(seed, workers, regional=regional), regional)
+        for seed, (workers, regional) in enumerate(effort.pools, 1)
+    ]
+    ratios: dict[bool, list[float]] = {True: [], False: []}
     rows: list[tuple[float | str, ...]] = []
-    for load in effort.loads:
-        for bursty in (False, True):
-            runs = [
-                compare(scene, load, effort.until_s, seed=seed, bursty=bursty)
-                for seed, scene in enumerate(scenes, 1)
-            ]
-            bests = [percentile_s(run["round-robin"], 0.99) for run in runs]
-            for name in POLICIES:
-                p99s = [percentile_s(run[name], 0.99) for run in runs]
-                over = [mine / turns for mine, turns in zip(p99s, bests, strict=True)]
-                if name == "ours" and load == COMPARED_LOAD:
-                    ratios += over
-                median_s = median_of(percentile_s(run[name], 0.5) for run in runs)
-                arrivals = "bursty" if bursty else "Poisson"
-                times = (median_s, median_of(p99s), median_of(over))
-                refused = sum(run[name].refusals for run in runs)
-                rows.append((f"{load:g}", arrivals, name, *times, refused))
-    return median_of(ratios), rows
+    for load, bursty, regional in itertools.product(effort.loads, (False, True), (True, False)):
+        runs = [
+            compare(scene, load, effort.until_s, seed=seed, bursty=bursty)
+            for seed, scene, is_regional in scenes
+            if is_regional == regional
+        ]
+        turns_s = [percentile_s(run["round-robin"], 0.99) for run in runs]
+        for name in POLICIES:
+            p99_s = [percentile_s(run[name], 0.99) for run in runs]
+            over = [mine_s / their_s for mine_s, their_s in zip(p99_s, turns_s, strict=True)]
+            if name == "ours" and load == COMPARED_LOAD:
+                ratios[regional] += over
+            where = "in a region" if regional else "anywhere"
+            what = (f"{load:g}", "bursty" if bursty else "Poisson", where, name)
+            p50_s = median_of(percentile_s(run[name], 0.5) for run in runs)
+            refused = sum(run[name].refusals for run in runs)
+            rows.append((*what, p50_s, median_of(p99_s), median_of(over), refused))
+    figures = {
+        "p99_over_round_robin": round(median_of([*ratios[True], *ratios[False]]), 3),
+        "p99_over_regional_chains": round(median_of(ratios[True]), 3),
+        "p99_over_mixed_chains": round(median_of(ratios[False]), 3),
+    }
+    return figures, rows
 
 
 def measure_churn(effort: Effort) -> dict[str, float]:
@@ -241,9 +254,18 @@ def main() -> None:
     effort = QUICK if parser.parse_args().quick else FULL
     search = measure_search(effort.searches)
     churn = measure_churn(effort)
-    ratio, rows = measure_crowds(effort)
-    figures = {"p99_over_round_robin": round(ratio, 3), **churn, **search}
-    columns = ("load", "arrivals", "routes", "p50_s", "p99_s", "p99 / turns", "refused")
+    crowds, rows = measure_crowds(effort)
+    figures = {**crowds, **churn, **search}
+    columns = (
+        "load",
+        "arrivals",
+        "fixed chains",
+        "routes",
+        "p50_s",
+        "p99_s",
+        "p99 / turns",
+        "refused",
+    )
     report("routing", figures, columns=columns, rows=rows)
 
 
