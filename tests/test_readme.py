@@ -25,10 +25,9 @@ def _typed() -> list[str]:
 def _parse(command: click.Command, name: str, arguments: list[str]) -> None:
     """Everything that click does before it calls the command."""
     context = command.make_context(name, arguments)
-    if isinstance(command, click.Group):
-        found, inner, rest = command.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
+    left = [*context._protected_args, *context.args]
+    if isinstance(command, click.Group) and (left or not command.invoke_without_command):
+        found, inner, rest = command.resolve_command(context, left)
         assert inner is not None
         _parse(inner, str(found), rest)
 

@@ -265,5 +265,5 @@ def _joined(node: LiveNode, worker: Worker, folder: ModelFolder, options: JoinOp
         spare_layers=hosting.spare_layers,
         layer_time_s=hosting.layer_time_s,
         compute_class=hosting.compute_class,
-        account=account(folder.manifest.shape, options.memory_bytes or 0, node.machine.machine),
+        account=account(folder.manifest.shape, options.memory_bytes or 0),
     )
