@@ -13,12 +13,12 @@ from gennode.sharding.pipeline import Group, Pool, Search
 WHOLE_MACHINES = 64
 BEGINNINGS = 3
 CELL_MACHINES = 28
-# Up to this size all lines are tried, above the first few.
-ALL_ORDERS_MACHINES = 300
-FEW_ORDERS = 1
+# Pools of at most so many machines begin from so many lines, all below the first.
+ALL_ORDERS_MACHINES = 100
+ORDERS = ((400, 3), (1 << 30, 1))
 # Groups judged while improving: some for the pool, and some for each machine.
-EFFORT = 4000
-EFFORT_PER_MACHINE = 2
+EFFORT = 3500
+EFFORT_PER_MACHINE = 1
 ROUNDS = 2
 
 
@@ -48,7 +48,7 @@ def _beginnings(pool: Pool, members: Sequence[int]) -> list[list[Group]]:
     small = len(members) <= ALL_ORDERS_MACHINES
     lines = orders(pool, members)
     if not small:
-        lines = islice(lines, FEW_ORDERS)
+        lines = islice(lines, next(few for most, few in ORDERS if len(members) <= most))
     lengths = ALL_LENGTHS if small else FEW_LENGTHS
     starts = [_together(pool, [cut(pool, line, lengths)]) for line in lines]
     if small:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from gennode.sharding.lines import FEW_LENGTHS, orders, pieces
 from gennode.sharding.pipeline import Group, Pool, Search
@@ -11,6 +12,8 @@ from gennode.sharding.pipeline import Group, Pool, Search
 EXACT_MACHINES = 8
 # Longer pipelines are left as they are: there are too many ways to change them.
 MAX_CHANGED = 24
+# Spare machines are put in line in so many ways to form groups of their own.
+SPARE_ORDERS = 3
 # A change must gain a group at least this share: smaller ones are errors of the judgement.
 LEAST_GAIN = 1e-4
 
@@ -130,7 +133,7 @@ def _near(pool: Pool, group: Group, others: Sequence[int]) -> list[int]:
 
 
 def _takes_and_drops(pool: Pool, groups: Sequence[Group], spare: Sequence[int]) -> Iterator[Change]:
-    for line in orders(pool, spare):
+    for line in islice(orders(pool, spare), SPARE_ORDERS):
         for first, end in pieces(pool, line, FEW_LENGTHS[:2]):
             yield (), (tuple(sorted(line[first:end])),)
     for place, group in enumerate(groups):

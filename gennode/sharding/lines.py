@@ -11,10 +11,6 @@ FEW_LENGTHS = (0, 1, 2, 4)
 ALL_LENGTHS = (0, 1, 2, 3, 4, 5, 6, 7, 8)
 # Pieces begin this often in a pipeline's length, at least: that bounds the work.
 LONG_STAGES = 16
-# Lines whose frames take less are as good as any; from there on, steps of so much.
-QUICK_FRAME_S = 1e-5
-FINE_STEP = 4.0
-COARSE_STEP = 16.0
 
 
 def orders(pool: Pool, members: Sequence[int]) -> Iterator[list[int]]:
@@ -23,9 +19,8 @@ def orders(pool: Pool, members: Sequence[int]) -> Iterator[list[int]]:
     A pipeline's slowest line and least memory hold all of its machines back, so those that are
     alike in one of these belong together.
     """
-    fine = [_step(frame_s, FINE_STEP) for frame_s in pool.frame_s]
-    coarse = [_step(frame_s, COARSE_STEP) for frame_s in pool.frame_s]
     region, layer_s, room = pool.region, pool.layer_s, pool.capacity
+    fine, coarse = pool.line, [step // 2 for step in pool.line]
     yield sorted(members, key=lambda one: (region[one], fine[one], layer_s[one], one))
     yield sorted(members, key=lambda one: (region[one], layer_s[one], one))
     yield sorted(members, key=lambda one: (region[one], coarse[one], layer_s[one], one))
@@ -34,14 +29,6 @@ def orders(pool: Pool, members: Sequence[int]) -> Iterator[list[int]]:
     yield sorted(members, key=lambda one: (region[one], pool.curve[one], one))
     yield sorted(members, key=lambda one: (-room[one], layer_s[one], one))
     yield sorted(members, key=lambda one: (layer_s[one], -room[one], one))
-
-
-def _step(frame_s: float, factor: float) -> int:
-    step = 0
-    while frame_s > QUICK_FRAME_S and step < 64:
-        frame_s /= factor
-        step += 1
-    return step
 
 
 def cut(pool: Pool, line: Sequence[int], lengths: Sequence[int]) -> Search:

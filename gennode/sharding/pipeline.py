@@ -24,6 +24,10 @@ RING_ROUNDS = 3
 # Round trips within a country or so are shorter, those across oceans longer.
 REGION_S = 0.05
 MAX_REGIONS = 32
+# Lines that send a frame in less are as good as any.
+QUICK_FRAME_S = 1e-5
+LINE_STEP = 4.0
+MAX_LINE_STEP = 32
 _CURVE_LEVELS = 16
 _CURVE_CELLS = 1 << _CURVE_LEVELS
 _AXIS_S = 10.0
@@ -57,7 +61,7 @@ class Pool:
         self._facts: Array = facts_of(candidates, demand)
         self.capacity = [int(layers) for layers in self._facts[4, :-1]]
         self.layer_s = [one.cost.fixed_s + one.cost.token_s for one in candidates]
-        self.frame_s: list[float] = self._facts[6, :-1].tolist()
+        self.line = [line_step(frame_s) for frame_s in self._facts[6, :-1].tolist()]
         self.curve = [curve_index(one.coordinate) for one in candidates]
         self._places = [
             (one.coordinate.x_s, one.coordinate.y_s, one.coordinate.height_s) for one in candidates
@@ -193,6 +197,15 @@ def regions(places: Sequence[Coordinate]) -> list[int]:
             leaders.append(place)
         numbers.append(nearest)
     return numbers
+
+
+def line_step(frame_s: float) -> int:
+    """How thin a line is, by the time that a frame takes, in steps of `LINE_STEP`."""
+    step = 0
+    while frame_s > QUICK_FRAME_S and step < MAX_LINE_STEP:
+        frame_s /= LINE_STEP
+        step += 1
+    return step
 
 
 def curve_index(place: Coordinate) -> int:
