@@ -32,13 +32,15 @@ _BISECTIONS, _COARSE_BISECTIONS = 20, 8
 # chains, and in turns, so that routes that share machines find their balance; paths of least
 # time, and paths that leave no part of a span over (`Paths.least`).
 _WAYS = ((1, False), (5, False), (1, True), (5, True))
-# With more hosts than this, these alone: the first routes of all spend machines whole.
+# With more hosts than this, the one that does best there, from `pipelines` if there are any.
 _FEW_HOSTS = 256
 _WAYS_OF_MANY = ((1, True),)
 # A route whose tokens take this share of the limit is full: bisection ends just below it.
 _FULL = 0.9999
 # Nobody waits longer (11 days): stands for no limit, and is below infinity.
 _LONGEST_S = 1e6
+# No token gets round faster: keeps the rate of a host that claims to take no time finite.
+_QUICKEST_S = 1e-6
 # Searches at most: far more than a thousand hosts need.
 _MAX_SEARCHES = 4096
 
@@ -83,9 +85,10 @@ def flow(
     places = {candidate.peer: index for index, (candidate, _) in enumerate(ordered)}
     seeds = [_visits(pipeline, places, ordered, demand) for pipeline in pipelines]
     seeds = [seed for seed in seeds if seed]
+    few = len(ordered) <= _FEW_HOSTS
     best = NOTHING
-    for seeding in ((), tuple(seeds)) if seeds else ((),):
-        for turns, whole in _WAYS if len(ordered) <= _FEW_HOSTS else _WAYS_OF_MANY:
+    for seeding in ((), seeds) if seeds and few else (seeds,):
+        for turns, whole in _WAYS if few else _WAYS_OF_MANY:
             found = _Swarm(ordered, demand, limit_s, whole=whole).filled(turns, seeding)
             if (found.rate_token_s, -found.step_s) > (best.rate_token_s, -best.step_s):
                 best = found
@@ -314,9 +317,9 @@ class _Swarm:
             if token_s > 0:
                 bound = min(bound, MAX_LOAD / token_s)
             sessions = machine.left_bytes / ((end - start) * self.demand.session_bytes)
-            if alone_s > 0:
-                bound = min(bound, min(sessions, machine.candidate.max_sessions) / alone_s)
-        return bound if math.isfinite(bound) else 0.0
+            sessions = min(sessions, machine.candidate.max_sessions)
+            bound = min(bound, sessions / max(alone_s, _QUICKEST_S))
+        return bound
 
     def _changed(self, route: _Route, rate: float) -> _Change | None:
         """What `rate` more tokens per second on a route change; None if they don't fit."""

@@ -108,6 +108,28 @@ def test_a_gap_lets_nothing_through() -> None:
     assert flow([(full, Span(0, 12))], DEMAND, 1.0).rate_token_s == 0.0
 
 
+def test_many_hosts_are_judged_by_the_pipelines_they_came_with() -> None:
+    hosts = [
+        (machine(f"{chain:03}{stage}"), Span(6 * stage, 6 * stage + 6))
+        for chain in range(140)
+        for stage in range(2)
+    ]
+    pipelines = [
+        [Hop(one.peer, span) for one, span in hosts[at : at + 2]] for at in range(0, 280, 2)
+    ]
+    alone = best_rate([Stage(one, 6) for one, _ in hosts[:2]], DEMAND, 0.05)
+    assert flow(hosts, DEMAND, 0.05, pipelines).rate_token_s == pytest.approx(140 * alone, rel=1e-3)
+    assert flow(hosts, DEMAND, 0.05).rate_token_s == pytest.approx(140 * alone, rel=1e-3)
+
+
+def test_a_host_that_claims_to_take_no_time_gets_a_finite_rate() -> None:
+    cost = LayerCost(0.0, 0.0)
+    liar = Candidate(PeerId("a"), 12, 10_000, 64, cost, 0.0, 0.0, NEAR)
+    found = flow([(liar, Span(0, 12))], DEMAND, 0.1)
+    assert 0 < found.rate_token_s < 1e9
+    assert found.step_s == 0.0
+
+
 def test_pipelines_that_hosts_do_not_hold_are_left_out() -> None:
     hosts = [(machine("a"), Span(0, 8)), (machine("b"), Span(8, 12))]
     wrong = [
