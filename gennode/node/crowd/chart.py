@@ -33,7 +33,7 @@ _STYLE: dict[Any, Any] = {
 
 
 def check_chart(path: Path) -> None:
-    """Before a long run: UsageError or ResourceError if no chart could be written there."""
+    """Before a long run: UsageError if no chart could be written there."""
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
             f"a chart is written as SVG or PNG, and {path.name} says neither",
@@ -44,14 +44,17 @@ def check_chart(path: Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ResourceError(
+        raise UsageError(
             "charts are drawn by matplotlib, which is not installed",
             hint="pip install 'gennode[charts]'",
         ) from error
 
 
 def draw(scenario: Scenario, outcome: Outcome, path: Path) -> None:
-    """Write the timeline of a run; the same run gives the same bytes of SVG."""
+    """Write the timeline of a run; the same run gives the same bytes of SVG.
+
+    UsageError where no chart can be written, ResourceError if writing it failed.
+    """
     check_chart(path)
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,7 +75,10 @@ def draw(scenario: Scenario, outcome: Outcome, path: Path) -> None:
         figure.suptitle(_title(scenario), fontsize=10.0)
         kind = path.suffix.lower().removeprefix(".")
         metadata = {"Date": None} if kind == "svg" else {}
-        figure.savefig(path, format=kind, dpi=120, metadata=metadata)
+        try:
+            figure.savefig(path, format=kind, dpi=120, metadata=metadata)
+        except OSError as error:
+            raise ResourceError(f"the chart could not be written to {path}: {error}") from error
 
 
 def _title(scenario: Scenario) -> str:

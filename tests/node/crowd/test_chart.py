@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def test_a_run_is_drawn_the_same_way_again(tmp_path: Path) -> None:
 def test_where_no_chart_can_be_written_is_said_before_the_run(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError):
         check_chart(tmp_path / name)
+
+
+def test_without_matplotlib_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError) as caught:
+        check_chart(tmp_path / "chart.svg")
+    assert "gennode[charts]" in caught.value.hint
