@@ -198,8 +198,8 @@ def asking(
         last_seats = np.maximum(0.0, full - _ROOMY) / (1 - _ROOMY)
         extra_s = extra_s + last_seats * time_s
     if rng is not None:
-        lots = _column(rng.uniform(-_DOUBT, _DOUBT) for _ in pool.peers)
-        extra_s = extra_s + queue_s * lots
+        lots = np.array([rng.random() for _ in pool.peers], dtype=np.float64)
+        extra_s = extra_s + queue_s * (_DOUBT * (2 * lots - 1))
     visit_s = np.zeros(len(pool.peers))
     for peer in preferences.standing.keys() | preferences.failures.keys():
         if peer in pool.index:
