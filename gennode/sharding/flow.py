@@ -32,9 +32,10 @@ _BISECTIONS, _COARSE_BISECTIONS = 20, 8
 # chains, and in turns, so that routes that share machines find their balance; paths of least
 # time, and paths that leave no part of a span over (`Paths.least`).
 _WAYS = ((1, False), (5, False), (1, True), (5, True))
-# With more hosts than this, the one that does best there, from `pipelines` if there are any.
-_FEW_HOSTS = 256
-_WAYS_OF_MANY = ((1, True),)
+# With more hosts than so many, the one way that does best there in the time that there is, from
+# `pipelines` if there are any.
+_FEW_HOSTS, _MANY_HOSTS = 64, 256
+_WAYS_OF_SOME, _WAYS_OF_MANY = ((5, True),), ((1, True),)
 # A route whose tokens take this share of the limit is full: bisection ends just below it.
 _FULL = 0.9999
 # Nobody waits longer (11 days): stands for no limit, and is below infinity.
@@ -86,9 +87,10 @@ def flow(
     seeds = [_visits(pipeline, places, ordered, demand) for pipeline in pipelines]
     seeds = [seed for seed in seeds if seed]
     few = len(ordered) <= _FEW_HOSTS
+    ways = _WAYS_OF_SOME if len(ordered) <= _MANY_HOSTS else _WAYS_OF_MANY
     best = NOTHING
     for seeding in ((), seeds) if seeds and few else (seeds,):
-        for turns, whole in _WAYS if few else _WAYS_OF_MANY:
+        for turns, whole in _WAYS if few else ways:
             found = _Swarm(ordered, demand, limit_s, whole=whole).filled(turns, seeding)
             if (found.rate_token_s, -found.step_s) > (best.rate_token_s, -best.step_s):
                 best = found
