@@ -35,6 +35,7 @@ from gennode.wire.snapshot import Candidate
 PARAMETER_SHARE = 0.65
 FILLINGS = 40  # halvings in the search for the water's level
 MAX_STATES = 60_000
+MAX_DYNAMIC = 256  # nodes: recursion goes as deep, and so many always have too many states
 
 Placement = tuple[list[tuple[Candidate, Span]], list[tuple[Hop, ...]]]
 
@@ -99,7 +100,8 @@ def _nodes(pool: Pool, end_bytes: int) -> list[_Node]:
 def _planned(nodes: Sequence[_Node], layers: int, max_states: int) -> _Found:
     if sum(node.plain for node in nodes) < layers:
         return _Found()
-    chains = _Dynamic(nodes, layers, max_states).chains()
+    many = len(nodes) > MAX_DYNAMIC
+    chains = None if many else _Dynamic(nodes, layers, max_states).chains()
     if chains is None:
         return _greedy(nodes, layers)
     found = _Found()
