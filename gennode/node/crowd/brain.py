@@ -157,6 +157,10 @@ class Brain:
         snapshot = self.snapshot(members, epoch)
         return rebalance.next_moves(snapshot, without=frozenset(without))
 
+    def follow(self, members: Iterable[Member]) -> None:
+        """All hold what the last plan says."""
+        self._decided = self.snapshot(members, 0).peers
+
     def decide(self, members: Iterable[Member], epoch: int) -> Plan | None:
         """A new plan for the whole pool, if it is worth its moves; none if nothing has changed
         since the last time, because the answer has not either."""

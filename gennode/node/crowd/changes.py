@@ -56,6 +56,7 @@ class Changes:
             member.hold(span, self._brain.demand)
             member.on_disk = span
             self._count(member, NOTHING, span)
+        self._brain.follow(self._members.values())
         self._tally.covered(self._events.now_s, self._copies)
         self._news.changed()
         self._events.after(EPOCH_S, self._plan_anew)
