@@ -1,6 +1,6 @@
 """Parallax's first phase as it is published, in our own words, to be compared with ours.
 
-Source: GradientHQ/parallax, src/scheduling/layer_allocation.py and node.py, read in 2025, and
+Source: GradientHQ/parallax, src/scheduling/layer_allocation.py and node.py, and
 "Parallax: Efficient LLM Inference Service over Decentralized Environment", arXiv:2509.26182.
 What it does:
 
