@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from bench import _optimum, _parallax, _petals
 from bench._pools import MODELS, Pool, pool_of
+from gennode.errors import LocalError
 from gennode.sharding.flow import flow
 from gennode.sharding.plan import Plan, plan
 from gennode.sharding.predict import Stage, worth
@@ -25,6 +26,18 @@ LIMITS_S = (*(0.025 * 2 ** (step / 2) for step in range(17)), 10.0)
 ENOUGH = 0.9
 LATENCY_UP_TO = 64  # peers: the reverse asks for several more judgements
 MAX_OPTIMUM_LIMIT_S = 100.0
+
+# All that a planner's own bugs raise; the rest (no memory, say) ends the bench.
+RAISED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LocalError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 Hosts = Sequence[tuple[Candidate, Span]]
 Pipelines = Sequence[Sequence[Hop]]
@@ -195,7 +208,7 @@ def _planned(pool: Pool, limit_s: float) -> Plan:
     """Our plan; PlannerError if there is none, or it does not do what plans promise."""
     try:
         made = plan(pool.snapshot(limit_s))
-    except Exception as error:
+    except RAISED as error:
         raise PlannerError(repr(error)) from error
     by_peer = {one.peer: one for one in pool.candidates}
     for hop in made.hosts:
