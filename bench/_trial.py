@@ -24,7 +24,7 @@ from gennode.wire.snapshot import Candidate, Demand
 
 LIMITS_S = (*(0.025 * 2 ** (step / 2) for step in range(17)), 10.0)
 ENOUGH = 0.9
-LATENCY_UP_TO = 64  # peers: the reverse asks for several more judgements
+LATENCY_UP_TO = 24  # peers: the reverse asks for several more judgements
 MAX_OPTIMUM_LIMIT_S = 100.0
 
 # All that a planner's own bugs raise; the rest (no memory, say) ends the bench.
@@ -110,8 +110,8 @@ def run(task: Task) -> Result:
 
 
 def _duels(task: Task, pool: Pool) -> Result:
-    _planned(pool, pool.demand.step_limit_s)
     if not pool.layers_fit:
+        _planned(pool, pool.demand.step_limit_s)
         return Result(task, fits=False)
     hosts, pipelines = _parallax.placed(pool)
     rivals: tuple[tuple[str, Hosts, Pipelines], ...] = (
@@ -120,8 +120,9 @@ def _duels(task: Task, pool: Pool) -> Result:
     )
     duels = []
     alone = []
+    plans: dict[float, Plan] = {}
     for rival, held, meant in rivals:
-        duel = _duel(pool, rival, held, meant)
+        duel = _duel(pool, rival, held, meant, plans)
         if duel is None:
             alone.append(rival)
         else:
@@ -135,8 +136,13 @@ def _duels(task: Task, pool: Pool) -> Result:
     )
 
 
-def _duel(pool: Pool, rival: str, hosts: Hosts, pipelines: Pipelines) -> Duel | None:
-    """None if the rival's placement serves nobody, however long they wait."""
+def _duel(
+    pool: Pool, rival: str, hosts: Hosts, pipelines: Pipelines, plans: dict[float, Plan]
+) -> Duel | None:
+    """None if the rival's placement serves nobody, however long they wait.
+
+    `plans`: ours by limit, as far as they were made.
+    """
     most = _rate(pool, hosts, LIMITS_S[-1], pipelines)
     if most <= 0:
         return None
@@ -147,7 +153,9 @@ def _duel(pool: Pool, rival: str, hosts: Hosts, pipelines: Pipelines) -> Duel | 
         return rates[limit_s] >= ENOUGH * most
 
     limit_s = _least(LIMITS_S, is_enough)
-    made = _planned(pool, limit_s)
+    if limit_s not in plans:
+        plans[limit_s] = _planned(pool, limit_s)
+    made = plans[limit_s]
     ours_hosts = _hosts_of(pool, made)
     ours = _rate(pool, ours_hosts, limit_s, made.pipelines)
     ours_limit_s = 0.0
