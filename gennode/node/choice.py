@@ -85,8 +85,7 @@ class RouteChoice:
             mode = choose_mode(known.mode if known else Mode.QUICKEST, load)
             known = _Known(self._directory.version, now_s, board, mode)
             self._boards[model] = known
-        is_thrifty = self.frugal or known.mode is not Mode.COST_FIRST
-        mode = known.mode if is_thrifty else Mode.QUICKEST
+        mode = known.mode if self.frugal else Mode.QUICKEST
         return known.board.route(
             span,
             entry,

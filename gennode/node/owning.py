@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from gennode.errors import LocalError, NoRouteError
+from gennode.mesh.directory.absence import Absence
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action
@@ -24,10 +25,16 @@ class OwnerMachine:
     """All sessions of one owner. Sans-IO: every call returns what to do."""
 
     def __init__(
-        self, peer: PeerId, rng: random.Random, directory: Directory, distances: Distances
+        self,
+        peer: PeerId,
+        rng: random.Random,
+        directory: Directory,
+        distances: Distances,
+        absence: Absence,
     ) -> None:
         self._peer = peer
         self._rng = rng
+        self._absence = absence
         self._sessions: dict[SessionId, SessionMachine] = {}
         self._shunned: dict[PeerId, float] = {}
         self._choice = RouteChoice(peer, rng, directory, distances)
@@ -41,12 +48,17 @@ class OwnerMachine:
         """The best chain over `span` of workers that have its layers loaded.
 
         Only where nobody has them are workers asked to load more: who hosts what is the
-        plan's to decide, not the route's.
+        plan's to decide, not the route's. And only then are those tried who seem to be gone.
         """
-        warm = self.warm_route(model, span, entry, avoid, now_s)
-        if isinstance(warm, Route):
-            return warm
-        return self._choice.route(model, span, entry, avoid, now_s, allow_cold=True)
+        absent = self._absence.absent(now_s)
+        for avoided in (avoid | absent, avoid) if absent - avoid else (avoid,):
+            for allow_cold in (False, True):
+                found = self._choice.route(
+                    model, span, entry, avoided, now_s, allow_cold=allow_cold
+                )
+                if isinstance(found, Route):
+                    return found
+        return found
 
     def warm_route(
         self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float

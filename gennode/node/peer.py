@@ -83,7 +83,7 @@ class PeerMachine:
         self._renewed_s = float("-inf")
         self._told_sessions = 0
         self.distances = Distances(key.peer, rng)
-        self.owning = OwnerMachine(key.peer, rng, self._directory, self.distances)
+        self.owning = OwnerMachine(key.peer, rng, self._directory, self.distances, self._absence)
 
     # -- being a worker -----------------------------------------------------------------------
 

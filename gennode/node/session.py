@@ -28,6 +28,7 @@ KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a min
 WORK_LIMIT_S = 120.0  # the longest that one step, or loading layers, may take
 SEEK_INTERVAL_S = 0.5
 SEEK_LIMIT_S = 15.0  # how long to wait for somebody to cover the missing layers
+REPAIR_LIMIT_S = 4 * SEEK_LIMIT_S  # the same over all of a repair, if routes are found and break
 AVOID_S = 5.0  # a peer that failed may be tried again after this, if nobody else is there
 
 
@@ -82,6 +83,7 @@ class SessionMachine:
         self._find_hops = find_hops
         self._state = _State.OPENING
         self._since_s = 0.0
+        self._seeking_s = 0.0  # since when nobody covers some layers
         self._attempt = 0
         self._steps: list[OwnerStep] = []  # in position order: any hop can be rebuilt from them
         self._next_number = 0
@@ -273,7 +275,9 @@ class SessionMachine:
         avoid = frozenset(self._avoid)
         found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
         if isinstance(found, str):
-            if self._repair is None or now_s - self._repair.since_s > SEEK_LIMIT_S:
+            if self._state is not _State.SEEKING:
+                self._seeking_s = now_s
+            if self._is_hopeless(now_s):
                 self._enter(_State.OVER, now_s)
                 hint = "start a worker that hosts these layers: gennode join --layers I:J"
                 self._lost = NoRouteError(found, hint=hint)
@@ -286,6 +290,11 @@ class SessionMachine:
         self._new = {index for index, hop in enumerate(found) if hop not in kept}
         self._attempt += 1
         return [*self._goodbye(left), *self._open_new(now_s)]
+
+    def _is_hopeless(self, now_s: float) -> bool:
+        if self._repair is None or now_s - self._repair.since_s > REPAIR_LIMIT_S:
+            return True
+        return now_s - self._seeking_s > SEEK_LIMIT_S
 
     def _goodbye(self, hops: tuple[Hop, ...] | list[Hop]) -> list[Action]:
         close = Close(self.terms.session)

@@ -90,6 +90,7 @@ class Worker:
             further_time_s=profile.further_time_s / self.share,
             price=self.price,
             is_fixed=self.is_fixed,
+            loads_on_request=self.loads_on_request,
         )
 
     def terms(self) -> HostedModel:

@@ -249,7 +249,7 @@ class Table:
     def add_cold(self) -> None:
         """What each worker would load on request: of what it lacks, the layers with least cover.
 
-        Deciding this before the search keeps every promise (`spare_layers` holds for the whole
+        Deciding this before the search keeps every promise (`cold_layers` holds for the whole
         route, even if it visits a worker twice) and the search exact, and leaves no layer without
         an offer if the swarm has room for it at all.
         """
@@ -259,17 +259,17 @@ class Table:
         ranked = []
         for worker in np.nonzero(self.asked.is_open)[0].tolist():
             held = pool.hostings[worker]
-            if held.spare_layers:
+            if held.cold_layers:
                 own_s = float(self.asked.cost_s[worker]) + held.load_time_s * LOAD_WEIGHT
                 links_s = float(self.entry.around_s[worker] + self.asked.visit_s[worker])
-                rank = own_s + links_s / min(held.spare_layers, length)
+                rank = own_s + links_s / min(held.cold_layers, length)
                 ranked.append((rank, worker, own_s))
         for _, worker, own_s in sorted(ranked):
             if not short:
                 break
             lacking = np.nonzero(~self.hosts[worker])[0].tolist()
             lacking.sort(key=cover.__getitem__)
-            for layer in lacking[: pool.hostings[worker].spare_layers]:
+            for layer in lacking[: pool.hostings[worker].cold_layers]:
                 cover[layer] += 1
                 row = self.rows[layer]
                 if len(row) < SHORTLIST:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from gennode.sharding.chains import chains_of
 from gennode.sharding.flow import flow
 from gennode.sharding.plan import Plan, plan
 from gennode.sharding.predict import sessions_of, stage_s
@@ -182,11 +183,11 @@ def decide(snapshot: Snapshot, accepted: Sequence[Hop] = ()) -> Decision:
     demand = snapshot.demand
     by_peer = {one.peer: one for one in snapshot.peers}
     held = [(one, one.held) for one in _hosts(snapshot)]
-    now_rate = _worth(held, demand, ())
+    now_rate = _worth(held, demand, _chains(held, demand, found))
     aimed = {hop.peer: hop.span for hop in accepted if hop.peer in by_peer}
     if aimed:
         going = [(one, aimed.get(one.peer, one.held)) for one in snapshot.peers]
-        now_rate = max(now_rate, _worth(going, demand, ()))
+        now_rate = max(now_rate, _worth(going, demand, _chains(going, demand, found)))
     planned = [(by_peer[hop.peer], hop.span) for hop in found.hosts]
     return _weighed(found, _worth(planned, demand, found.pipelines), now_rate, planned)
 
@@ -212,6 +213,20 @@ def _weighed(
         return Decision(None, gain, why)
     more = f"{100 * gain:.0f} % more" if gain < math.inf else "tokens, where now there are none"
     return Decision(found, gain, f"a new plan gives {more}")
+
+
+def _chains(
+    hosts: Sequence[tuple[Candidate, Span]], demand: Demand, found: Plan
+) -> tuple[tuple[Hop, ...], ...]:
+    """The pipelines of a plan that are there already, and chains of the other hosts."""
+    spans = {one.peer: span for one, span in hosts}
+    kept = tuple(
+        pipeline
+        for pipeline in found.pipelines
+        if all(hop.peer in spans and spans[hop.peer].covers(hop.span) for hop in pipeline)
+    )
+    busy = {hop.peer for pipeline in kept for hop in pipeline}
+    return kept + chains_of([host for host in hosts if host[0].peer not in busy], demand)
 
 
 def _worth(

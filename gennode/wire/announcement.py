@@ -18,7 +18,8 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
     """What a peer hosts of one model: disjoint spans in rising order.
 
     `layer_time_s`: measured seconds per layer for one token. `spare_layers`: how many more
-    layers it would load on request, each taking `load_time_s`. `max_sessions`: how many it
+    layers it has room for, each taking `load_time_s` to load; `loads_on_request`: a session may
+    ask for them, since their weights are here. `max_sessions`: how many it
     takes on in all, whatever their models. `further_time_s`: what each further token in the same
     pass adds per layer; None: as much as the first. `price`: credits that it asks per layer for
     a million tokens. `is_fixed`: whoever runs the peer chose these layers, so no plan moves it.
@@ -34,6 +35,7 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
     further_time_s: Seconds | None = None
     price: Counter = 0
     is_fixed: bool = False
+    loads_on_request: bool = True
 
     def __post_init__(self) -> None:
         end = 0
@@ -44,12 +46,17 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
                 raise ValueError("spans out of order")
             end = span.end
 
+    @property
+    def cold_layers(self) -> int:
+        """How many more layers it would load on request."""
+        return self.spare_layers if self.loads_on_request else 0
+
     def can_host(self, span: Span) -> bool:
         """Whether the layers are loaded, or what is missing of them may still be."""
         held = sum(
             max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
         )
-        return span.layers - held <= self.spare_layers
+        return span.layers - held <= self.cold_layers
 
 
 class Machine(msgspec.Struct, frozen=True, array_like=True):

@@ -53,6 +53,7 @@ hostings = st.builds(
     further_time_s=st.none() | seconds,
     price=counters,
     is_fixed=st.booleans(),
+    loads_on_request=st.booleans(),
 )
 axes = st.floats(-10, 10)
 coordinates = st.builds(
