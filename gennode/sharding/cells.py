@@ -27,7 +27,7 @@ def grouped(pool: Pool) -> list[Group]:
     members = [one for one, layers in enumerate(pool.capacity) if layers]
     count = len(members)
     if count <= EXACT_MACHINES:
-        return _together(pool, [exact(pool, members)], careful=True)
+        return _together(pool, [exact(pool, members)], careful=True)[0]
     each = EFFORT_PER_MACHINE + EFFORT // count
     starts = _beginnings(pool, members)
     if count > WHOLE_MACHINES:
@@ -35,12 +35,9 @@ def grouped(pool: Pool) -> list[Group]:
         for turn in range(ROUNDS):
             groups = _again(pool, members, groups, each, turn)
         return groups
-    best: list[Group] = []
-    for start in starts[:BEGINNINGS]:
-        found = _together(pool, [improved(pool, members, start, each * count // BEGINNINGS)])
-        if not best or total(pool, found) > total(pool, best):
-            best = found
-    return best
+    effort = each * count // BEGINNINGS
+    searches = [improved(pool, members, start, effort) for start in starts[:BEGINNINGS]]
+    return max(_together(pool, searches), key=lambda found: total(pool, found))
 
 
 def _beginnings(pool: Pool, members: Sequence[int]) -> list[list[Group]]:
@@ -50,7 +47,7 @@ def _beginnings(pool: Pool, members: Sequence[int]) -> list[list[Group]]:
     if not small:
         lines = islice(lines, next(few for most, few in ORDERS if len(members) <= most))
     lengths = ALL_LENGTHS if small else FEW_LENGTHS
-    starts = [_together(pool, [cut(pool, line, lengths)]) for line in lines]
+    starts = _together(pool, [cut(pool, line, lengths) for line in lines])
     if small:
         starts.append(dealt(pool, members))
         pool.judge(starts[-1])
@@ -81,10 +78,13 @@ def _again(
         inside = [one for thing in cell for one in thing]
         start = [thing for thing in cell if thing in known]
         searches.append(improved(pool, inside, start, each * len(inside) // ROUNDS))
-    return _together(pool, searches)
+    found = _together(pool, searches)
+    return sorted(group for groups in found for group in groups)
 
 
-def _together(pool: Pool, searches: Sequence[Search], *, careful: bool = False) -> list[Group]:
+def _together(
+    pool: Pool, searches: Sequence[Search], *, careful: bool = False
+) -> list[list[Group]]:
     """Run searches side by side: what they ask for in one round is judged at once."""
     results: list[list[Group]] = [[] for _ in searches]
     running = list(enumerate(searches))
@@ -100,4 +100,4 @@ def _together(pool: Pool, searches: Sequence[Search], *, careful: bool = False) 
                 still.append((at, search))
         pool.judge(wanted, careful=careful)
         running = still
-    return sorted(group for groups in results for group in groups)
+    return [sorted(groups) for groups in results]
