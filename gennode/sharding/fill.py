@@ -43,6 +43,7 @@ POLISH_MOVES = 12
 # kept for a few more than it would take at the last turn's pace.
 TURNS = 2
 AHEAD = 1.03
+OTHER_AHEAD = (1.0, 1.15, 1.4)
 # So many stages at once stay within a processor's cache.
 CHUNK_STAGES = 8192
 # What is slower than this share of the limit when idle is also judged as if it were late.
@@ -72,8 +73,7 @@ def judge(
         rows = laid(facts, demand, [lines[at] for at in chunk], [ways_s[at] for at in chunk])
         values, layers = _best(rows)
         if careful:
-            layers = polished(rows, layers)
-            values = worth(rows, layers)
+            values, layers = _carefully(rows, layers)
         for at, value, split in zip(
             chunk, values.tolist(), layers.T.astype(int).tolist(), strict=True
         ):
@@ -103,6 +103,20 @@ def _best(rows: Rows) -> tuple[Array, Array]:
     return value, layers
 
 
+def _carefully(rows: Rows, layers: Array) -> tuple[Array, Array]:
+    """The best of several beginnings, each polished: sessions come in steps."""
+    layers = polished(rows, layers)
+    value = worth(rows, layers)
+    limits_s = np.maximum(rows.demand.step_limit_s, rows.zeros)
+    idle_s = step_s(rows, _idle_split(rows), rows.zeros)
+    for ahead in OTHER_AHEAD:
+        other = polished(rows, _searched(rows, limits_s, idle_s, ahead))
+        here = worth(rows, other)
+        layers = np.where(here > value, other, layers)
+        value = np.maximum(here, value)
+    return value, layers
+
+
 def _idle_split(rows: Rows) -> Array:
     """The quickest split when nothing else runs: the quickest machine takes all that it holds."""
     price_s = np.where(rows.used, rows.fixed_s + rows.token_s, HUGE)
@@ -118,7 +132,7 @@ def _idle_split(rows: Rows) -> Array:
     return layers
 
 
-def _searched(rows: Rows, limit_s: Array, idle_s: Array) -> Array:
+def _searched(rows: Rows, limit_s: Array, idle_s: Array, ahead: float = AHEAD) -> Array:
     """The split that allows the highest rate within the limit, in whole layers."""
     wall = _most_sessions(rows)
     high = _rate_bound(rows, wall, idle_s)
@@ -132,7 +146,7 @@ def _searched(rows: Rows, limit_s: Array, idle_s: Array) -> Array:
         # depends on the room beside the sessions' caches: a few turns settle it.
         around_s = pace_s
         for _ in range(TURNS):
-            sessions = np.minimum(wall, np.ceil(rate * np.minimum(around_s, limit_s) * AHEAD))
+            sessions = np.minimum(wall, np.ceil(rate * np.minimum(around_s, limit_s) * ahead))
             caps = room(rows, sessions)
             layers = level(rows, rate, caps)
             around_s = step_s(rows, layers, rate)
