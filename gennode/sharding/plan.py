@@ -14,6 +14,7 @@ from gennode.errors import LocalError
 from gennode.sharding import predict
 from gennode.sharding.cells import grouped
 from gennode.sharding.flow import flow
+from gennode.sharding.groups import EXACT_MACHINES
 from gennode.sharding.pipeline import Pool
 from gennode.sharding.rows import QUICKEST_S
 from gennode.sharding.spare import lack, room_layers, spread
@@ -23,7 +24,8 @@ from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 
 # No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
 FASTEST_LAYER_S = 1e-6
-# So few peers may be better off sharing machines between routes than each in its own pipeline.
+# So few peers may be better off sharing machines between routes than each in its own pipeline; of
+# fewer still, the pipelines are the best there are.
 SHARED_PEERS = 24
 
 Pipelines = tuple[tuple[Hop, ...], ...]
@@ -70,7 +72,7 @@ def plan(snapshot: Snapshot) -> Plan:
     found = [pool.hops(group) for group in groups]
     pipelines = tuple(sorted(found, key=lambda hops: hops[0].peer))
     hosts = spread(peers, _shares(pipelines), demand)
-    if len(peers) <= SHARED_PEERS:
+    if EXACT_MACHINES < len(peers) <= SHARED_PEERS:
         pipelines, hosts = _helped(pipelines, hosts, by_peer, demand)
     rate, mean_s = predicted(pipelines, by_peer, demand)
     missing = "" if pipelines else lack(peers, hosts, demand)
