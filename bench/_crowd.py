@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gennode.sharding.route import LinkTime
+from gennode.sharding.route.route import LinkTime
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
 

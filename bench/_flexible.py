@@ -22,7 +22,7 @@ from gennode.node.ask import Asker, asking
 from gennode.node.prompt import Swarm, answer
 from gennode.node.state import NodeCard
 from gennode.node.testnet import Testnet, WorkerOptions
-from gennode.sharding.plan import plan
+from gennode.sharding.plan.plan import plan
 from gennode.sharding.rebalance import uncovered
 from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.ids import PeerId, Span

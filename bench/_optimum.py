@@ -23,7 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gennode.sharding.flow import flow
+from gennode.sharding.flow.flow import flow
 from gennode.sharding.predict import (
     BISECTIONS,
     LATE_FACTOR,

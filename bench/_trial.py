@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from bench import _optimum, _parallax, _petals
 from bench._pools import MODELS, Pool, pool_of
 from gennode.errors import LocalError
-from gennode.sharding.flow import flow
-from gennode.sharding.plan import Plan, plan
+from gennode.sharding.flow.flow import flow
+from gennode.sharding.plan.plan import Plan, plan
 from gennode.sharding.predict import Stage, worth
 from gennode.wire.ids import Hop, Span
 from gennode.wire.snapshot import Candidate, Demand

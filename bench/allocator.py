@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from bench._pools import MODELS, pool_of
 from bench._report import Figure, median_of, report
 from bench._trial import Duel, Result, Task, run
-from gennode.sharding.plan import plan
+from gennode.sharding.plan.plan import plan
 
 SIZES = (8, 12, 16, 24, 64, 256)
 FULL = dict.fromkeys(SIZES, 60)

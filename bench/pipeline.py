@@ -123,7 +123,7 @@ async def measure(model: str, threads: int, plan: Plan) -> Side:
     from gennode.node.alone import Alone
     from gennode.node.ask import asking
     from gennode.node.testnet import Testnet, WorkerOptions
-    from gennode.sharding.plan import split
+    from gennode.sharding.plan.plan import split
     from gennode.wire.ids import Span
 
     folder = open_model(find_model(model))
@@ -232,7 +232,7 @@ async def measure_agreement(prompts: int) -> float:
     from gennode.engine.weights import find_model, open_model
     from gennode.node.alone import Alone
     from gennode.node.prompt import answer
-    from gennode.sharding.plan import split
+    from gennode.sharding.plan.plan import split
     from gennode.wire.ids import Span
     from tools.demo_tasks import FAMILIES, held_out_examples
 

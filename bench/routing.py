@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from bench._churn import Story
 from bench._crowd import MODEL, WHOLE, Crowd, Outcome, Path, Policy, Scene, make_scene
 from bench._report import median_of, report
-from gennode.sharding.route import Gap, Preferences, RouteBoard
+from gennode.sharding.route.route import Gap, Preferences, RouteBoard
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import PeerId, Span

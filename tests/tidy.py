@@ -28,6 +28,7 @@ UNSAFE_CALLS = frozenset(
 SEAMS = {  # the only place where each outside thing may be imported
     "hivemind": (),
     "huggingface_hub": ("gennode/node/hub.py",),
+    "matplotlib": ("gennode/node/crowd/chart.py",),
     "libp2p": ("gennode/mesh/pylibp2p",),
     "pycrdt": ("gennode/consensus/ledger.py",),
     "torch": ("gennode/engine/",),

@@ -47,7 +47,7 @@ def even_spans(model: str, workers: int) -> list[Span]:
     """A model's layers cut into one span per worker, as even as can be."""
     from gennode.engine.weights import find_model, read_shape
     from gennode.errors import UsageError
-    from gennode.sharding.plan import split
+    from gennode.sharding.plan.plan import split
 
     layers = read_shape(find_model(model)).layers
     if workers > layers:

@@ -23,7 +23,7 @@ from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
-from gennode.node.roll import choose_version
+from gennode.node.rolls.roll import choose_version
 from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName

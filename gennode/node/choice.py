@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
-from gennode.sharding.preferences import Mode, Preferences, choose_mode
-from gennode.sharding.route import Gap, Route, RouteBoard
+from gennode.sharding.route.preferences import Mode, Preferences, choose_mode
+from gennode.sharding.route.route import Gap, Route, RouteBoard
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 
 BOARD_S = 1.0  # links change slowly: a board of announcements is good for so long

@@ -17,7 +17,6 @@ from gennode.engine.probe import measure_machine
 from gennode.engine.shard import LlamaShard, check_device
 from gennode.engine.weights import ModelFolder, open_model
 from gennode.errors import LocalError, ResourceError, UsageError
-from gennode.node.agreeing import Agreeing
 from gennode.node.fetch import (
     Sharing,
     fetch_manifest,
@@ -25,12 +24,13 @@ from gennode.node.fetch import (
     is_model_id,
     weights_folder,
 )
-from gennode.node.follow import Following, Means
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
-from gennode.node.moving import Moving
-from gennode.node.placing import place_newcomer
+from gennode.node.moves.moving import Moving
+from gennode.node.moves.placing import place_newcomer
+from gennode.node.plans.agreeing import Agreeing
 from gennode.node.progress import ShowProgress
+from gennode.node.rolls.follow import Following, Means
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.stopping import stoppable

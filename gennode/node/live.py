@@ -30,10 +30,10 @@ from gennode.node.live_sessions import LivePipeline, LiveSessions
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.peers import PeerBook
-from gennode.node.planning import Accepted, Judge, PlanEvent
-from gennode.node.proposals import Refused
+from gennode.node.plans.planning import Accepted, Judge, PlanEvent
+from gennode.node.plans.proposals import Refused
 from gennode.node.worker import Work, Worker
-from gennode.sharding.route import Gap
+from gennode.sharding.route.route import Gap
 from gennode.wire.announcement import Announcement
 from gennode.wire.fields import CodecName, Reach, as_text
 from gennode.wire.ids import ModelId, PeerId, Span

@@ -11,7 +11,7 @@ from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action
 from gennode.node.choice import RouteChoice
 from gennode.node.session import SessionMachine, SessionTerms
-from gennode.sharding.route import Gap, Route
+from gennode.sharding.route.route import Gap, Route
 from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span

@@ -15,14 +15,14 @@ from gennode.errors import NoRouteError
 from gennode.node.fetch import fetch_manifest, is_model_id, weights_folder
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
+from gennode.node.plans.witness import PACE
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
-from gennode.node.witness import PACE
-from gennode.sharding.flow import flow
-from gennode.sharding.plan import plan
-from gennode.sharding.rebalance import decide
+from gennode.sharding.flow.flow import flow
+from gennode.sharding.plan.plan import plan
+from gennode.sharding.replan import decide
 from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape

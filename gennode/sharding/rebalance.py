@@ -1,11 +1,11 @@
-"""Between plans: where one newcomer helps most, which one peer moves to close a gap, and when
-a whole pool is better planned anew. One peer moves where one is enough.
+"""Between plans: where one newcomer helps most, and which one peer moves to close a gap.
+
+One peer moves where one is enough; `replan.py` tells when a whole pool is better planned anew.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +13,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gennode.sharding.chains import chains_of
-from gennode.sharding.flow import flow
-from gennode.sharding.plan import Plan, plan
+from gennode.sharding.flow.flow import flow
+from gennode.sharding.flow.worth import flowing
 from gennode.sharding.predict import sessions_of, stage_s
-from gennode.wire.ids import Hop, PeerId, Span
+from gennode.wire.ids import PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, Snapshot
 
 # Of a step's limit, how far away a host may be and still count half: a route of some eight hops
@@ -33,27 +32,6 @@ MAX_GAPS = 16
 
 _Supply = npt.NDArray[np.float64]
 _Counts = npt.NDArray[np.int64]
-
-
-# A new plan has to be worth so much more than what there is, and to win back within ten minutes
-# what moving costs: pools of strangers do not hold still for much longer.
-MIN_GAIN = 0.2
-PAYBACK_S = 600.0
-
-# Where no token keeps to the step limit, what longer limits give is compared: so many doublings.
-_DOUBLINGS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether to plan a whole pool anew: `plan` is None if not. `gain`: the share by which the
-    new plan's rate exceeds that of what there is, infinite where nothing flows now. `why`, in
-    words.
-    """
-
-    plan: Plan | None
-    gain: float
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +57,7 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
     """
     demand = snapshot.demand
     width = min(newcomer.capacity_layers, demand.layers)
-    hosts = [one for one in _hosts(snapshot) if one.peer != newcomer.peer]
+    hosts = [one for one in hosts_of(snapshot) if one.peer != newcomer.peer]
     if width <= 0:
         return Span(0, 0)
     if not hosts:
@@ -92,7 +70,7 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
     held = [(one, one.held) for one in hosts]
     last = demand.layers - width
     starts = sorted({last * n // (JUDGED_WINDOWS - 1) for n in range(JUDGED_WINDOWS)})
-    best, limit_s = _flowing([*held, (newcomer, neediest)], demand, ())
+    best, limit_s = flowing([*held, (newcomer, neediest)], demand, ())
     for span in (Span(start, start + width) for start in starts):
         rate = flow([*held, (newcomer, span)], demand, limit_s).rate_token_s
         if rate > best:
@@ -115,7 +93,7 @@ def next_move(
     `beside`: what peers hold beside the one span that a snapshot tells of.
     """
     demand = snapshot.demand
-    hosts = _hosts(snapshot)
+    hosts = hosts_of(snapshot)
     counts = _counts(hosts, demand.layers)
     for span in beside:
         counts[span.start : span.end] += 1
@@ -134,7 +112,7 @@ def next_move(
     if best is None:
         return None
     _, peer, span = best
-    return Move(peer, span, f"nobody holds layers {_named(gaps)}")
+    return Move(peer, span, f"nobody holds layers {named(gaps)}")
 
 
 def next_moves(
@@ -160,108 +138,13 @@ def next_moves(
     return tuple(moves)
 
 
-def decide(snapshot: Snapshot, accepted: Sequence[Hop] = ()) -> Decision:
-    """Whether it is worth while to plan the pool anew, and everybody to move.
-
-    It is where some layers have nobody and no moves of single peers mend that, or where the new
-    plan's predicted rate exceeds that of what is held by `MIN_GAIN`, and what it wins in
-    `PAYBACK_S` is more than what is lost while layers are loaded. They are loaded side by side,
-    so the slowest decides, and that share of the rate is lost whose hosts move. `accepted`: who
-    hosts what by the plan that is being carried out; a new one has to be better than that, too.
-    """
-    found = plan(snapshot)
-    gaps = uncovered(snapshot)
-    if found.missing:
-        return Decision(None, 0.0, found.missing)
-    if gaps:
-        mended = snapshot
-        for move in next_moves(snapshot):
-            mended = after(mended, move)
-        if not uncovered(mended):
-            return Decision(None, math.inf, "moves of single peers close the gaps")
-        return Decision(found, math.inf, f"nobody holds layers {_named(gaps)}")
-    demand = snapshot.demand
-    by_peer = {one.peer: one for one in snapshot.peers}
-    held = [(one, one.held) for one in _hosts(snapshot)]
-    now_rate = _worth(held, demand, _chains(held, demand, found))
-    aimed = {hop.peer: hop.span for hop in accepted if hop.peer in by_peer}
-    if aimed:
-        going = [(one, aimed.get(one.peer, one.held)) for one in snapshot.peers]
-        now_rate = max(now_rate, _worth(going, demand, _chains(going, demand, found)))
-    planned = [(by_peer[hop.peer], hop.span) for hop in found.hosts]
-    return _weighed(found, _worth(planned, demand, found.pipelines), now_rate, planned)
-
-
-def _weighed(
-    found: Plan, rate: float, now_rate: float, planned: Sequence[tuple[Candidate, Span]]
-) -> Decision:
-    """Gain against what moving costs."""
-    gain = rate / now_rate - 1 if now_rate > 0 else (math.inf if rate > 0 else 0.0)
-    if gain < MIN_GAIN:
-        why = f"a new plan would give {100 * gain:.0f} % more, which is less than"
-        return Decision(None, gain, f"{why} {100 * MIN_GAIN:.0f} %")
-    moving_s, moved, held = 0.0, 0, 0
-    for one, span in planned:
-        kept = max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
-        moving_s = max(moving_s, (span.layers - kept) * one.move_s)
-        moved += one.held.layers - kept
-        held += one.held.layers
-    won = (rate - now_rate) * max(0.0, PAYBACK_S - moving_s)
-    lost = now_rate * moving_s * (moved / max(1, held))
-    if won <= lost:
-        why = f"moving would take {moving_s:.0f} s and cost more than {PAYBACK_S:.0f} s win back"
-        return Decision(None, gain, why)
-    more = f"{100 * gain:.0f} % more" if gain < math.inf else "tokens, where now there are none"
-    return Decision(found, gain, f"a new plan gives {more}")
-
-
-def _chains(
-    hosts: Sequence[tuple[Candidate, Span]], demand: Demand, found: Plan
-) -> tuple[tuple[Hop, ...], ...]:
-    """The pipelines of a plan that are there already, and chains of the other hosts."""
-    spans = {one.peer: span for one, span in hosts}
-    kept = tuple(
-        pipeline
-        for pipeline in found.pipelines
-        if all(hop.peer in spans and spans[hop.peer].covers(hop.span) for hop in pipeline)
-    )
-    busy = {hop.peer for pipeline in kept for hop in pipeline}
-    return kept + chains_of([host for host in hosts if host[0].peer not in busy], demand)
-
-
-def _worth(
-    hosts: Sequence[tuple[Candidate, Span]],
-    demand: Demand,
-    pipelines: Sequence[Sequence[Hop]],
-) -> float:
-    """What flows, times the square of how far that misses the step limit, as in `predict.worth`."""
-    rate, limit_s = _flowing(hosts, demand, pipelines)
-    share = demand.step_limit_s / limit_s
-    return rate * share * share
-
-
-def _flowing(
-    hosts: Sequence[tuple[Candidate, Span]],
-    demand: Demand,
-    pipelines: Sequence[Sequence[Hop]],
-) -> tuple[float, float]:
-    """Tokens per second within the step limit, or within the least multiple of it (by twos) that
-    some keep to; and that limit."""
-    limit_s = demand.step_limit_s
-    for _ in range(_DOUBLINGS):
-        rate = flow(hosts, demand, limit_s, pipelines).rate_token_s
-        if rate > 0:
-            return rate, limit_s
-        limit_s *= 2
-    return 0.0, limit_s
-
-
 def uncovered(snapshot: Snapshot) -> tuple[Span, ...]:
     """The layers that nobody holds, as maximal spans."""
-    return tuple(_runs(_counts(_hosts(snapshot), snapshot.demand.layers) == 0))
+    return tuple(_runs(_counts(hosts_of(snapshot), snapshot.demand.layers) == 0))
 
 
-def _named(spans: Sequence[Span]) -> str:
+def named(spans: Sequence[Span]) -> str:
+    """Spans in words, the first few of them."""
     return ", ".join(str(span) for span in spans[:MAX_GAPS])
 
 
@@ -277,7 +160,7 @@ def after(snapshot: Snapshot, move: Move) -> Snapshot:
 # -- supply -----------------------------------------------------------------------------------
 
 
-def _hosts(snapshot: Snapshot) -> list[Candidate]:
+def hosts_of(snapshot: Snapshot) -> list[Candidate]:
     """Who holds layers, by peer; spans that reach past the model's end are cut."""
     layers, hosts = snapshot.demand.layers, []
     for one in sorted(snapshot.peers, key=lambda one: one.peer):

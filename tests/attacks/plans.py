@@ -8,9 +8,9 @@ from random import Random
 import msgspec
 
 from gennode.node.actions import Send
-from gennode.node.planning import Accepted, Judge, PlanAction, PlanningMachine
-from gennode.node.proposals import Refused
-from gennode.node.witness import PACE
+from gennode.node.plans.planning import Accepted, Judge, PlanAction, PlanningMachine
+from gennode.node.plans.proposals import Refused
+from gennode.node.plans.witness import PACE
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
 from gennode.wire.proposal import (
@@ -21,7 +21,15 @@ from gennode.wire.proposal import (
 )
 from gennode.wire.signing import Key
 from gennode.wire.snapshot import Candidate, Snapshot
-from tests.node.planners import EPOCH_ZERO_S, KEYS, MODEL, ToyDecision, announced, decide, take
+from tests.node.plans.planners import (
+    EPOCH_ZERO_S,
+    KEYS,
+    MODEL,
+    ToyDecision,
+    announced,
+    decide,
+    take,
+)
 
 PEERS = 12
 AGO_S = 100.0  # so long has the victim been looking when an attack begins

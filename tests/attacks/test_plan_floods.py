@@ -8,15 +8,15 @@ from random import Random
 import pytest
 
 from gennode.node.actions import Send
-from gennode.node.planning import REST_FACTOR, Judge, PlanAction
-from gennode.node.proposals import MAX_PENDING, MAX_READ
-from gennode.node.spread import MAX_ASKED, SENT_BURST_BYTES, SENT_BYTES_PER_S
-from gennode.node.witness import PACE
+from gennode.node.plans.planning import REST_FACTOR, Judge, PlanAction
+from gennode.node.plans.proposals import MAX_PENDING, MAX_READ
+from gennode.node.plans.spread import MAX_ASKED, SENT_BURST_BYTES, SENT_BYTES_PER_S
+from gennode.node.plans.witness import PACE
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import PeerId, peer_id_of
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
 from tests.attacks.plans import EPOCH, PEERS, Forge, Stage, strangers
-from tests.node.planners import EPOCH_ZERO_S, MODEL, announced, decide
+from tests.node.plans.planners import EPOCH_ZERO_S, MODEL, announced, decide
 
 MAX_GROWTH_BYTES = 4 * 1024 * 1024
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gennode.errors import RemoteError
-from gennode.node.witness import PACE
+from gennode.node.plans.witness import PACE
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import PlanDigest, PlanWanted
 from gennode.wire.proposal import (
@@ -19,7 +19,7 @@ from gennode.wire.proposal import (
 )
 from gennode.wire.snapshot import Snapshot
 from tests.attacks.plans import EPOCH, PEERS, Forge, Stage, better, other_demand, strangers
-from tests.node.planners import KEYS, MODEL, announced, take
+from tests.node.plans.planners import KEYS, MODEL, announced, take
 
 
 def entry(stage: Stage, snapshot: Snapshot, peer: PeerId) -> int:

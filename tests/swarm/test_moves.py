@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gennode.node.move_story import COVER_LIMIT_S, tell_move
+from gennode.node.moves.move_story import COVER_LIMIT_S, tell_move
 
 SEEDS, QUICK, BATCH = 162, 12, 30
 

@@ -9,13 +9,13 @@ from random import Random
 import msgspec
 import pytest
 
-from gennode.node.planning import PlanMessage
-from gennode.node.witness import PACE
+from gennode.node.plans.planning import PlanMessage
+from gennode.node.plans.witness import PACE
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
 from gennode.wire.proposal import MARK_BYTES, place_in_line, sign_proposal
 from gennode.wire.snapshot import Snapshot
-from tests.node.planners import (
+from tests.node.plans.planners import (
     EPOCH_ZERO_S,
     KEYS,
     MODEL,

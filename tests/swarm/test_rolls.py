@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gennode.node.roll_story import PROMPTS, tell_roll
+from gennode.node.rolls.roll_story import PROMPTS, tell_roll
 
 SEEDS, QUICK = 200, 12
 

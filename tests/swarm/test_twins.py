@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import pytest
 
 from gennode.engine.toy import ToyShard, toy_manifest
 from gennode.mesh.directory.netgroup import LOCAL
-from gennode.node.actions import Action, Send
-from gennode.node.peer import PeerMachine
+from gennode.node.actions import Send
+from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.worker import Worker
 from gennode.wire.ids import PeerId, Span
 from gennode.wire.messages import Announcements
@@ -44,14 +45,14 @@ class Between:
                     self._deliver(twin, OTHER.peer, action, now_s)
             now_s += 0.25
 
-    def _carry(self, twin: PeerMachine, actions: list[Action], now_s: float) -> None:
+    def _carry(self, twin: PeerMachine, actions: Sequence[PeerAction], now_s: float) -> None:
         for action in actions:
             assert isinstance(action, Send)
             answers = self.machine.receive(KEY.peer, action.message, b"", now_s)
             for answer in answers:
                 self._deliver(twin, OTHER.peer, answer, now_s)
 
-    def _deliver(self, twin: PeerMachine, sender: PeerId, action: Action, now_s: float) -> None:
+    def _deliver(self, twin: PeerMachine, sender: PeerId, action: PeerAction, now_s: float) -> None:
         assert isinstance(action, Send)
         self._carry(twin, twin.receive(sender, action.message, b"", now_s), now_s)
 

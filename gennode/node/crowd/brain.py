@@ -19,9 +19,9 @@ from gennode.node.crowd.pool import (
     Specimen,
 )
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.sharding import capacity, predict, rebalance
-from gennode.sharding.plan import Plan, plan
-from gennode.sharding.route import Preferences, RouteBoard
+from gennode.sharding import capacity, predict, rebalance, replan
+from gennode.sharding.plan.plan import Plan, plan
+from gennode.sharding.route.route import Preferences, RouteBoard
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, LayerCost, Snapshot
@@ -168,4 +168,4 @@ class Brain:
         if snapshot.peers == self._decided:
             return None
         self._decided = snapshot.peers
-        return rebalance.decide(snapshot).plan
+        return replan.decide(snapshot).plan

@@ -19,7 +19,7 @@ from gennode.node.crowd.news import News
 from gennode.node.crowd.pool import DISK_BYTES_PER_S
 from gennode.node.crowd.session import Session
 from gennode.node.crowd.tally import Tally
-from gennode.node.move import DRAIN_LIMIT_S, GAP_DRAIN_S, GAP_SETTLE_S
+from gennode.node.moves.move import DRAIN_LIMIT_S, GAP_DRAIN_S, GAP_SETTLE_S
 from gennode.wire.ids import PeerId, Span
 
 NOTICE_S = 10.0  # until others take a silent peer for gone

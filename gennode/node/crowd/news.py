@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from gennode.node.crowd.events import Events
 from gennode.node.crowd.member import Member
-from gennode.sharding.route import RouteBoard
+from gennode.sharding.route.route import RouteBoard
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId
 

@@ -1,0 +1,1 @@
+"""How one worker goes where it is wanted, while it serves."""

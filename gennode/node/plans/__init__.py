@@ -1,0 +1,1 @@
+"""How the peers of a model agree on a plan."""

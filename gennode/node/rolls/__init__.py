@@ -1,0 +1,1 @@
+"""How workers go over to a new version of a model."""

@@ -1,0 +1,1 @@
+"""What a placement achieves, whoever made it."""

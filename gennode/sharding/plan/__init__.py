@@ -1,0 +1,1 @@
+"""Phase one: who hosts which layers, over a whole pool."""

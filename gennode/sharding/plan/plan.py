@@ -1,0 +1,208 @@
+"""Phase one, who hosts which layers: for a whole pool, for one pipeline, for one newcomer."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from gennode.errors import LocalError
+from gennode.sharding import predict
+from gennode.sharding.flow.flow import flow
+from gennode.sharding.plan.cells import grouped
+from gennode.sharding.plan.groups import EXACT_MACHINES
+from gennode.sharding.plan.pipeline import Pool
+from gennode.sharding.plan.rows import QUICKEST_S
+from gennode.sharding.plan.spare import lack, room_layers, spread
+from gennode.wire.announcement import Announcement
+from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
+
+# No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
+FASTEST_LAYER_S = 1e-6
+# So few peers may be better off sharing machines between routes than each in its own pipeline; of
+# fewer still, the pipelines are the best there are.
+SHARED_PEERS = 24
+
+Pipelines = tuple[tuple[Hop, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which layers each peer should load.
+
+    `hosts`: peers in order of id with what they load; peers without room are left out.
+    `pipelines`: disjoint chains that each cover the model, with the share each peer computes
+    when all are busy; it lies within what the peer loads. `rate_token_s`: tokens per second of
+    all pipelines together; `step_s`: a token's time around them at that rate, on average.
+    `missing`: what the pool lacks for one full copy, in words; empty if it lacks nothing.
+    """
+
+    epoch: int
+    hosts: tuple[Hop, ...]
+    pipelines: tuple[tuple[Hop, ...], ...]
+    rate_token_s: float
+    step_s: float
+    missing: str
+
+    @cached_property
+    def digest(self) -> bytes:
+        """32 bytes that tell two plans apart: SHA-256 over hosts and pipelines."""
+        return hashlib.sha256(msgspec.msgpack.encode((self.hosts, self.pipelines))).digest()
+
+
+def plan(snapshot: Snapshot) -> Plan:
+    """Place a pool: the pipelines that are worth most together, then spare machines where the
+    model is weakest.
+
+    A pure function of the snapshot, blind to the order of its peers. Never raises: a pool that
+    lacks something hosts what it can, and `missing` says what it lacks.
+    """
+    demand = snapshot.demand
+    by_peer = {one.peer: bounded(one) for one in sorted(snapshot.peers, key=lambda one: one.peer)}
+    peers = list(by_peer.values())
+    serving = [one for one in peers if one.max_sessions and room_layers(one, demand, 1)]
+    pool = Pool(serving, demand)
+    groups = grouped(pool)
+    pool.refine(groups)
+    found = [pool.hops(group) for group in groups]
+    pipelines = tuple(sorted(found, key=lambda hops: hops[0].peer))
+    hosts = spread(peers, _shares(pipelines), demand)
+    if EXACT_MACHINES < len(peers) <= SHARED_PEERS:
+        pipelines, hosts = _helped(pipelines, hosts, by_peer, demand)
+    rate, mean_s = predicted(pipelines, by_peer, demand)
+    missing = "" if pipelines else lack(peers, hosts, demand)
+    return Plan(snapshot.epoch, hosts, pipelines, rate, mean_s, missing)
+
+
+def _shares(pipelines: Pipelines) -> dict[PeerId, Span]:
+    return {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}
+
+
+def _helped(
+    pipelines: Pipelines,
+    hosts: tuple[Hop, ...],
+    by_peer: Mapping[PeerId, Candidate],
+    demand: Demand,
+) -> tuple[Pipelines, tuple[Hop, ...]]:
+    """Give up pipelines that are late, if their machines are worth more at the others' side."""
+    worth, in_time = 0.0, []
+    for pipeline in pipelines:
+        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
+        worth += predict.worth(stages, demand)
+        if predict.best_rate(stages, demand, demand.step_limit_s) > 0.0:
+            in_time.append(pipeline)
+    if not in_time or len(in_time) == len(pipelines):
+        return pipelines, hosts
+    kept = tuple(in_time)
+    helped = spread(list(by_peer.values()), _shares(kept), demand)
+    held = [(by_peer[hop.peer], hop.span) for hop in helped]
+    if flow(held, demand, demand.step_limit_s, kept).rate_token_s > worth:
+        return kept, helped
+    return pipelines, hosts
+
+
+def bounded(one: Candidate) -> Candidate:
+    """A candidate as plans see it: none takes no time at all."""
+    cost = LayerCost(max(QUICKEST_S, one.cost.fixed_s), max(QUICKEST_S, one.cost.token_s))
+    return msgspec.structs.replace(one, cost=cost)
+
+
+def predicted(
+    pipelines: Sequence[Sequence[Hop]], by_peer: Mapping[PeerId, Candidate], demand: Demand
+) -> tuple[float, float]:
+    """Tokens per second of all pipelines, and the mean seconds of a token around them.
+
+    A pipeline that is late even when idle counts at the pace that `predict.worth` judges it by.
+    """
+    total = busy = 0.0
+    for pipeline in pipelines:
+        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
+        limit_s = demand.step_limit_s
+        rate = predict.best_rate(stages, demand, limit_s)
+        if rate <= 0.0:
+            limit_s = predict.LATE_FACTOR * predict.step_s(stages, demand, 0.0)
+            rate = predict.best_rate(stages, demand, limit_s)
+        total += rate
+        busy += rate * predict.step_s(stages, demand, rate)
+    return total, busy / total if total > 0 else 0.0
+
+
+def split(layers: int, speeds: Sequence[float], capacities: Sequence[int]) -> list[Span]:
+    """Cut `layers` layers into one contiguous span per stage, in the order given.
+
+    `speeds` are layers per second, above 0. Among all cuts within `capacities` this one has the
+    least time at its slowest stage: each layer goes where the time after taking it is lowest
+    (D'Hondt's apportionment). No span is empty if every stage has capacity and there are
+    layers enough. LocalError if the capacities don't add up.
+    """
+    if sum(max(0, capacity) for capacity in capacities) < layers:
+        raise LocalError(
+            f"{layers} layers don't fit on stages that hold {list(capacities)}",
+            hint="add workers or give them more memory",
+        )
+    first = 1 if layers >= len(speeds) else 0
+    counts = [min(first, max(0, capacity)) for capacity in capacities]
+    heap = [
+        ((count + 1) / speed, stage)
+        for stage, (count, speed, capacity) in enumerate(
+            zip(counts, speeds, capacities, strict=True)
+        )
+        if count < capacity
+    ]
+    heapq.heapify(heap)
+    for _ in range(layers - sum(counts)):
+        _, stage = heapq.heappop(heap)
+        counts[stage] += 1
+        if counts[stage] < capacities[stage]:
+            heapq.heappush(heap, ((counts[stage] + 1) / speeds[stage], stage))
+    spans = []
+    end = 0
+    for count in counts:
+        spans.append(Span(end, end + count))
+        end += count
+    return spans
+
+
+def place(
+    model: ModelId, layers: int, capacity_layers: int, announcements: Iterable[Announcement]
+) -> Span:
+    """The span of a model that a newcomer should load, given what others announce.
+
+    The contiguous window, of its whole capacity, that needs cover most: windows are compared
+    by the layers' supply (tokens per second that their hosts could compute), lowest first, so
+    layers without a host count before all else. Ties go to the lowest start. This is the rule
+    of Petals (block_selection.py) without its random restarts.
+    """
+    supply = [0.0] * layers
+    for announcement in sorted(announcements, key=lambda announcement: announcement.peer):
+        if hosting := announcement.hosting_of(model):
+            for span in hosting.spans:
+                _add(supply, span, hosting.layer_time_s)
+    return _neediest_window(supply, capacity_layers, Span(0, 0))
+
+
+def speed_of(layer_time_s: float) -> float:
+    """Layers per second of a peer that takes `layer_time_s` for one."""
+    return 1 / max(layer_time_s, FASTEST_LAYER_S)
+
+
+def _add(supply: list[float], span: Span, layer_time_s: float) -> None:
+    for layer in range(span.start, min(span.end, len(supply))):
+        supply[layer] += speed_of(layer_time_s)
+
+
+def _neediest_window(supply: Sequence[float], width: int, within: Span) -> Span:
+    """The window of `width` layers around `within` whose sorted supplies come first."""
+    layers = len(supply)
+    width = max(0, min(width, layers))
+    if within.layers:
+        starts = range(max(0, within.end - width), min(within.start, layers - width) + 1)
+    else:
+        starts = range(layers - width + 1)
+    start = min(starts, key=lambda start: sorted(supply[start : start + width]))
+    return Span(start, start + width)

@@ -1,0 +1,1 @@
+"""Phase two: the chain of workers for one session."""
