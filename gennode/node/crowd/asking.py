@@ -16,7 +16,7 @@ from gennode.node.crowd.tally import Tally
 from gennode.node.owning import SHUN_S
 from gennode.node.patience import MIN_PATIENCE_S
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.node.session import SEEK_INTERVAL_S, SEEK_LIMIT_S
+from gennode.node.session import AVOID_S, REPAIR_LIMIT_S, SEEK_INTERVAL_S, SEEK_LIMIT_S
 from gennode.node.watch import PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 
@@ -99,6 +99,10 @@ class Asking:
         """The first of these routes whose workers all take the session, or after how many
         seconds to look again. Who refused or is gone is left out for a while."""
         wait_s = 0.0
+        if found:
+            session.seeking_s = None
+        elif session.seeking_s is None:
+            session.seeking_s = self._events.now_s
         for hops in found:
             members, late_s = self._ask_hops(session, hops)
             if members:
@@ -111,29 +115,31 @@ class Asking:
         """The workers of a route, or none and how long it takes to learn that one of them
         can't: a refusal comes back after a round trip, silence lasts."""
         members: list[Member] = []
-        until_s, wait_s = self._events.now_s + SHUN_S, 0.0
+        now_s, wait_s = self._events.now_s, 0.0
         for hop in hops:
             member = self._members.get(hop.peer)
             if member is None or not member.alive:
                 wait_s = DETECT_S
-                session.owner.shun(hop.peer, until_s)
+                session.owner.shun(hop.peer, now_s + SHUN_S)
                 continue
             entered = session in member.sessions
             if not member.offered.covers(hop.span) or (member.is_full and not entered):
                 owner = session.owner.candidate.coordinate
-                session.owner.shun(hop.peer, until_s)
+                session.avoid[hop.peer] = now_s + AVOID_S
                 wait_s = max(wait_s, owner.rtt_s(member.candidate.coordinate))
                 continue
             members.append(member)
         return (members, 0.0) if len(members) == len(hops) else ([], wait_s)
 
     def _again(self, session: Session, wait_s: float) -> None:
-        """Look once more in a moment, up to the product's limit; then it is over.
+        """Look once more in a moment, up to the product's limits; then it is over.
 
         Each pause is longer than all before it together, since looking is what takes us time.
         """
         now_s = self._events.now_s
-        if now_s - session.stalled_s > SEEK_LIMIT_S:
+        seeking_s = now_s if session.seeking_s is None else session.seeking_s
+        is_hopeless = now_s - seeking_s > SEEK_LIMIT_S
+        if is_hopeless or now_s - session.stalled_s > REPAIR_LIMIT_S:
             self._give_up(session)
             return
         wait_s = max(wait_s, min(now_s - session.stalled_s, MAX_PAUSE_S))
@@ -219,7 +225,7 @@ class Asking:
                 self._tally.token_s.add(session.step_s, done)
                 self._count(session, done)
         if not session.lost:
-            session.stalled_s = now_s
+            session.stalled_s, session.seeking_s = now_s, None
         session.rest()
         session.chunk = 0
         session.lost[member] = None
@@ -236,21 +242,32 @@ class Asking:
         for first, end in session.gaps():
             span = Span(session.spans[first].start, session.spans[end - 1].end)
             entry = session.legs[first - 1][0].peer if first else session.owner.peer
-            taken = self._take(session, self._routes(session, span, entry, ALTERNATIVES))
+            found = self._routes(session, span, entry, ALTERNATIVES)
+            if not found:  # then others for all of the route, as in node/repair.py
+                first, end = 0, len(session.legs)
+                found = self._routes(session, self._brain.whole, session.owner.peer, 1)
+                patches.clear()
+            taken = self._take(session, found)
             if isinstance(taken, float):
                 self._again(session, taken)
                 return
             patches.append((first, end, *taken))
+            if end - first == len(session.legs):
+                break
         self._patch(session, patches)
 
     def _patch(self, session: Session, patches: Sequence[_Patch]) -> None:
         fresh: list[Leg] = []
+        before = [member for member, _ in session.legs]
         for first, end, hops, members in reversed(patches):
             legs, spans = legs_of(hops, members)
             session.legs[first:end], session.spans[first:end] = legs, spans
             session.enter(members, self._events.now_s)
             fresh = legs + fresh
+        now = [member for member, _ in session.legs]
+        self._quit(session, [member for member in before if member not in now])
         session.lost.clear()
+        session.avoid.clear()
         self._tally.trace(
             self._events.now_s, "repair", session.number, *(one.peer for one, _ in fresh)
         )

@@ -17,9 +17,9 @@ class Session:
     """
 
     __slots__ = (
-        "asked_s", "beating", "chunk", "chunk_since_s", "done", "ended", "has_failed_over",
-        "has_run", "legs", "lengths", "lost", "number", "opened_s", "owner", "rate", "spans",
-        "stalled_s", "step_s", "turn", "weight",
+        "asked_s", "avoid", "beating", "chunk", "chunk_since_s", "done", "ended", "has_failed_over",
+        "has_run", "legs", "lengths", "lost", "number", "opened_s", "owner", "rate", "seeking_s",
+        "spans", "stalled_s", "step_s", "turn", "weight",
     )  # fmt: skip
 
     def __init__(self, number: int, owner: Owner, lengths: Lengths, now_s: float) -> None:
@@ -31,6 +31,8 @@ class Session:
         self.legs: list[Leg] = []
         self.spans: list[Span] = []
         self.lost: dict[Member, None] = {}
+        self.avoid: dict[PeerId, float] = {}  # who refused it, and until when it asks elsewhere
+        self.seeking_s: float | None = None  # since when there is no route at all
         self.turn = 0
         self.done = 0
         self.beating: Sequence[Leg] = ()  # hops that compute for it now
@@ -42,7 +44,9 @@ class Session:
 
     def excluded(self, now_s: float) -> frozenset[PeerId]:
         """Whom the next route leaves out."""
-        return self.owner.shunned(now_s).union(member.peer for member in self.lost)
+        refused = (peer for peer, until_s in self.avoid.items() if until_s > now_s)
+        lost = (member.peer for member in self.lost)
+        return self.owner.shunned(now_s).union(lost, refused)
 
     def beat(self, rate: float, weight: int, legs: Sequence[Leg]) -> None:
         """From now on these hops compute so many tokens per second for it, so many in a pass."""
