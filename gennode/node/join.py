@@ -262,7 +262,7 @@ def _joined(node: LiveNode, worker: Worker, folder: ModelFolder, options: JoinOp
         model=hosting.model,
         spans=hosting.spans,
         layers=worker.layers,
-        spare_layers=hosting.spare_layers,
+        spare_layers=hosting.cold_layers,
         layer_time_s=hosting.layer_time_s,
         compute_class=hosting.compute_class,
         account=account(folder.manifest.shape, options.memory_bytes or 0),

@@ -54,7 +54,7 @@ def test_the_tree_has_what_is_documented() -> None:
             "testnet",
     }  # fmt: skip
     below = {path[1] for path in PATHS if path[0] == "testnet"}
-    assert below == {"ask", "down", "kill", "status", "up"}
+    assert below == {"add", "ask", "down", "kill", "status", "up"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)

@@ -67,6 +67,7 @@ class DaemonStream(asyncio.Protocol):
         self._on_close: Callable[[str], None] | None = None
         self._lost: str | None = None
         self._paused = False
+        self._is_aborted = False
 
     def begin(self, peer: PeerId, remote: str) -> None:
         """The header is read: the rest belongs to `peer`, at the address `remote`."""
@@ -76,6 +77,8 @@ class DaemonStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._socket = cast(asyncio.Transport, transport)
+        if self._is_aborted:  # while it was being accepted
+            self._socket.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._on_data is not None:
@@ -150,5 +153,6 @@ class DaemonStream(asyncio.Protocol):
             self._socket.close()
 
     def abort(self) -> None:
+        self._is_aborted = True
         if self._socket is not None:
             self._socket.abort()

@@ -174,6 +174,7 @@ class P2pdTransport:
         self._down = self._down or "the transport is closed"
         for server in self._servers:
             server.close()
+        await asyncio.sleep(0)  # streams that were just accepted come to be, and can be closed
         for stream in list(self._streams):
             stream.abort()
         async with self._launching:  # a daemon that is just being started must not stay behind
