@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
@@ -75,8 +75,12 @@ class RouteChoice:
         now_s: float,
         *,
         allow_cold: bool,
+        is_new: bool,
     ) -> Route | Gap:
-        """The best chain of the moment over `span`, from `entry` and back to it."""
+        """The best chain of the moment over `span`, from `entry` and back to it.
+
+        `is_new`: for a session that has not begun, which no worker gives its last seats.
+        """
         known = self._boards.get(model)
         is_new = known is None or known.version != self._directory.version
         if known is None or is_new or now_s - known.made_s >= BOARD_S:
@@ -91,7 +95,7 @@ class RouteChoice:
             entry,
             exclude=avoid,
             allow_cold=allow_cold,
-            preferences=self._preferences(mode, now_s),
+            preferences=replace(self._preferences(mode, now_s), is_new=is_new),
             rng=self._rng,
         )
 

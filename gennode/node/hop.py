@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
 from gennode.node.retained import Retained
+from gennode.sharding.route.preferences import reserved_seats
 from gennode.wire.activations import codec
 from gennode.wire.fields import as_text
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
@@ -225,20 +226,30 @@ class HopMachine:
         running = [one for key, one in self._hosted.items() if key.session == message.session]
         if any(one.opened.model != message.model for one in running):
             return "a session can't go over to another model"
-        if not running and (reason := self._objection_to_new(owner, model, span)):
+        if not running and (reason := self._objection_to_new(owner, message, model, span)):
             return reason
         if not model.can_host(span):
             return f"layers {span} are not here and would not fit"
         return ""
 
-    def _objection_to_new(self, owner: PeerId, model: HostedModel, span: Span) -> str:
-        """Why no session begins here that has no hop here yet."""
+    def _objection_to_new(
+        self, owner: PeerId, message: Open, model: HostedModel, span: Span
+    ) -> str:
+        """Why no session begins here that has no hop here yet.
+
+        The last seats are for those that lost a hop elsewhere. An owner may lie about that, and
+        gets no more by it than its share of a full worker.
+        """
         if model.model in self._retired:
             return f"model {model.model[:12]} is being retired here"
         if model.is_leaving(span):
             return f"layers {span} are leaving this worker"
         if self.sessions >= self._limits.max_sessions:
             return f"all {self._limits.max_sessions} sessions are taken"
+        carries_on = 0 <= message.index <= message.rebuild_until
+        reserved = 0 if carries_on else reserved_seats(self._limits.max_sessions)
+        if self.sessions >= self._limits.max_sessions - reserved:
+            return f"the last {reserved} sessions are kept for those that lost a hop"
         own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
         share = self._limits.max_sessions_of_one_owner
         if self._is_crowded:
@@ -296,17 +307,9 @@ class HopMachine:
         hosted.queued_rows += message.rows
         self._queued_bytes += len(payload)
         job = StepJob(
-            model.model,
-            key,
-            message.attempt,
-            message.number,
-            message.position,
-            message.rows,
-            min(message.reply_rows, message.rows),
-            message.rebuild,
-            message.codec,
-            payload,
-        )
+            model.model, key, message.attempt, message.number, message.position, message.rows,
+            min(message.reply_rows, message.rows), message.rebuild, message.codec, payload,
+        )  # fmt: skip
         return [Run(job)]
 
     def _step_objection(
@@ -380,12 +383,8 @@ class HopMachine:
         return [Send(sender, Pong(message.session, message.nonce, tuple(progress)))]
 
     def _close(self, sender: PeerId, message: Close) -> list[Action]:
-        mine = [
-            key
-            for key, hosted in self._hosted.items()
-            if key.session == message.session and hosted.owner == sender
-        ]
-        return [self._forget(key) for key in mine]
+        owned = [key for key, hosted in self._hosted.items() if hosted.owner == sender]
+        return [self._forget(key) for key in owned if key.session == message.session]
 
     def _forget(self, key: HopKey) -> Action:
         hosted = self._hosted.pop(key)
@@ -393,7 +392,6 @@ class HopMachine:
 
     def _failed(self, hosted: _Hosted, index: int, number: int, reason: str) -> Send:
         opened = hosted.opened
-        failure = Failed(
-            opened.session, opened.attempt, max(0, index), max(0, number), as_text(reason)
-        )
+        place = max(0, index), max(0, number)
+        failure = Failed(opened.session, opened.attempt, *place, as_text(reason))
         return Send(hosted.owner, failure)

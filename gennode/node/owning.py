@@ -43,7 +43,14 @@ class OwnerMachine:
     # -- routes -------------------------------------------------------------------------------
 
     def route(
-        self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
+        self,
+        model: ModelId,
+        span: Span,
+        entry: PeerId,
+        avoid: frozenset[PeerId],
+        now_s: float,
+        *,
+        is_new: bool = True,
     ) -> Route | Gap:
         """The best chain over `span` of workers that have its layers loaded.
 
@@ -54,7 +61,7 @@ class OwnerMachine:
         for avoided in (avoid | absent, avoid) if absent - avoid else (avoid,):
             for allow_cold in (False, True):
                 found = self._choice.route(
-                    model, span, entry, avoided, now_s, allow_cold=allow_cold
+                    model, span, entry, avoided, now_s, allow_cold=allow_cold, is_new=is_new
                 )
                 if isinstance(found, Route):
                     return found
@@ -64,7 +71,7 @@ class OwnerMachine:
         self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
     ) -> Route | Gap:
         """The best chain over `span` for which nobody has to load a layer."""
-        return self._choice.route(model, span, entry, avoid, now_s, allow_cold=False)
+        return self._choice.route(model, span, entry, avoid, now_s, allow_cold=False, is_new=True)
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -93,7 +100,8 @@ class OwnerMachine:
         terms = SessionTerms(session, self._peer, model, layers, dim, codec, max_positions)
 
         def find_hops(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-            patch = self.route(model, span, entry, avoid, self._now_s)
+            is_new = not machine.has_begun
+            patch = self.route(model, span, entry, avoid, self._now_s, is_new=is_new)
             return patch.reason if isinstance(patch, Gap) else patch.hops
 
         self._now_s = now_s

@@ -98,6 +98,11 @@ class SessionMachine:
         self._patience = Patience()
         self._watch = Watch(path)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether all hops have accepted once: from then on it is carried on, not opened."""
+        return self._opened
+
     # -- what the owner does ------------------------------------------------------------------
 
     def start(self, now_s: float) -> list[Action]:
@@ -328,7 +333,7 @@ class SessionMachine:
             codec=self.terms.codec,
             max_positions=self.terms.max_positions,
             replay_positions=replay_positions,
-            rebuild_until=max(self._new, default=-1),
+            rebuild_until=max(self._new, default=-1) if self._opened else -1,
         )
         return Send(self.path[index].peer, message)
 

@@ -104,6 +104,8 @@ def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
     [(peer, first)] = _sent(opening, Open)
     assert isinstance(first, Open)
     assert (peer, first.attempt, first.path, first.replay_positions) == (SPARE, 1, path, 0)
+    assert machine.has_begun
+    assert first.rebuild_until == first.index  # reserved seats are for such as this one
     joining = machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
     asked = {p: m.replay_positions for p, m in _sent(joining, Open) if isinstance(m, Open)}
     assert asked == {FIRST: 3, THIRD: 0}
@@ -162,6 +164,9 @@ def test_a_refusal_at_the_start_is_routed_around() -> None:
     machine = SessionMachine(TERMS, PATH, _spare)
     machine.start(0.0)
     actions = machine.receive(SECOND, Refuse(SESSION, 0, 1, "full"), b"", 0.1)
+    assert not machine.has_begun
+    again = {m.rebuild_until for _, m in _sent(actions, Open) if isinstance(m, Open)}
+    assert again == {-1}  # nothing to carry on: it gets no reserved seat
     told = _accept_all(machine, actions, 0.2)
     assert told == [Opened(SESSION, (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2]))]
 

@@ -73,8 +73,10 @@ class Asking:
     def _routes(self, session: Session, span: Span, entry: PeerId, count: int) -> list[list[Hop]]:
         sight = self._news.seen(self._views.uniform(0.0, MAX_AGE_S - STEP_S))
         exclude = session.excluded(self._events.now_s)
-        owner = session.owner
-        return self._brain.routes(sight, span, owner, entry, exclude=exclude, count=count)
+        owner, is_new = session.owner, not session.has_run
+        return self._brain.routes(
+            sight, span, owner, entry, exclude=exclude, count=count, is_new=is_new
+        )
 
     def _open(self, session: Session, turn: int) -> None:
         """Find a route for all layers and take it, or try again, or give up."""
@@ -123,7 +125,8 @@ class Asking:
                 session.owner.shun(hop.peer, now_s + SHUN_S)
                 continue
             entered = session in member.sessions
-            if not member.offered.covers(hop.span) or (member.is_full and not entered):
+            is_full = member.is_full(for_new=not session.has_run) and not entered
+            if is_full or not member.offered.covers(hop.span):
                 owner = session.owner.candidate.coordinate
                 session.avoid[hop.peer] = now_s + AVOID_S
                 wait_s = max(wait_s, owner.rtt_s(member.candidate.coordinate))

@@ -100,6 +100,7 @@ class Brain:
         *,
         exclude: frozenset[PeerId],
         count: int,
+        is_new: bool,
     ) -> list[list[Hop]]:
         """Chains of workers for a session, the best first; none if there is none.
 
@@ -110,7 +111,9 @@ class Brain:
                 sight.announcements, model=self.model, link_time_s=self.link_time_s
             )
         preferences = Preferences(
-            opened=owner.opened_since(sight.at_s), step_limit_s=self.demand.step_limit_s
+            opened=owner.opened_since(sight.at_s),
+            step_limit_s=self.demand.step_limit_s,
+            is_new=is_new,
         )
         found = sight.board.routes(
             span,

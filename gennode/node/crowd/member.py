@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gennode.node.crowd.pool import Specimen
 from gennode.sharding.predict import sessions_of
+from gennode.sharding.route.preferences import reserved_seats
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand
@@ -107,10 +108,10 @@ class Member:
         layer_s = min(self.candidate.cost.pass_s(tokens), self.chunk_s)
         return layers * layer_s + self.candidate.pass_s
 
-    @property
-    def is_full(self) -> bool:
-        """Whether it refuses further sessions."""
-        return len(self.sessions) >= self.max_sessions
+    def is_full(self, *, for_new: bool) -> bool:
+        """Whether it refuses further sessions, or at least those that have not begun."""
+        reserved = reserved_seats(self.max_sessions) if for_new else 0
+        return len(self.sessions) >= self.max_sessions - reserved
 
     def hold(self, span: Span, demand: Demand) -> None:
         """All of `span` is loaded and offered from now on; what was loaded else is gone."""

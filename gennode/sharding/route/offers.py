@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gennode.sharding.route.chain import Links, Row
-from gennode.sharding.route.preferences import Mode, Preferences
+from gennode.sharding.route.preferences import Mode, Preferences, reserved_seats
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId, PeerId, Span
 
@@ -64,6 +64,7 @@ class Pool:
         self.hostings = [held for _, held in serving]
         self.sessions = _column(one.sessions for one, _ in serving)
         self.max_sessions = _column(held.max_sessions for held in self.hostings)
+        self.reserved = _column(reserved_seats(held.max_sessions) for held in self.hostings)
         self.layer_time_s = _column(held.layer_time_s for held in self.hostings)
         self.further_time_s = _column(
             held.layer_time_s if held.further_time_s is None else held.further_time_s
@@ -189,7 +190,8 @@ def asking(
     for peer in exclude:
         if peer in pool.index:
             is_known[pool.index[peer]] = False
-    is_open = is_known & (sessions < pool.max_sessions)
+    seats = pool.max_sessions - pool.reserved if preferences.is_new else pool.max_sessions
+    is_open = is_known & (sessions < seats)
     queue_s = pool.queue_s(sessions, layers)
     time_s = pool.layer_time_s + queue_s
     extra_s = pool.price * (preferences.seconds_per_credit / PRICED_TOKENS)

@@ -12,6 +12,16 @@ from gennode.wire.ids import PeerId
 # of them does not turn with each announcement.
 CROWDED_LOAD, ROOMY_LOAD = 0.7, 0.5
 
+RESERVED_SHARE = 8  # one seat of so many is for sessions that lost a hop elsewhere
+MIN_SHARED_SEATS = 4  # with fewer none is put aside
+
+
+def reserved_seats(max_sessions: int) -> int:
+    """Of all seats of a worker, those that no new session gets; owners and workers agree on it."""
+    if max_sessions < MIN_SHARED_SEATS:
+        return 0
+    return max(1, max_sessions // RESERVED_SHARE)
+
 
 class Mode(Enum):
     """What makes a route the best one."""
@@ -45,6 +55,7 @@ class Preferences:
     ones of a worker, faded by the caller; n of them cut its chance to 1 / (1 + n). A failover
     takes `failover_s`. `opened`: sessions that the caller opened at a worker since its
     announcement, less those it closed. `step_limit_s`: how long a token may take in cost-first.
+    `is_new`: the route is for a session that has not begun, so reserved seats count as taken.
     """
 
     mode: Mode = Mode.QUICKEST
@@ -54,6 +65,7 @@ class Preferences:
     failover_s: float = 1.0
     opened: Mapping[PeerId, int] = field(default_factory=dict)
     step_limit_s: float = 0.2
+    is_new: bool = False
 
     def failure_chance(self, peer: PeerId) -> float:
         """The chance that a worker fails during a session, as far as the caller knows."""

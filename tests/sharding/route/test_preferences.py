@@ -17,6 +17,7 @@ from gennode.sharding.route.preferences import (
     Mode,
     Preferences,
     choose_mode,
+    reserved_seats,
 )
 from gennode.sharding.route.route import LOAD_WEIGHT, Gap, Route, RouteBoard
 from gennode.wire.announcement import Announcement
@@ -234,3 +235,23 @@ def test_load_is_that_of_the_fullest_layer() -> None:
     assert math.isclose(board.load(Span(0, 3), ME, preferences=Preferences(opened={B: 2})), 3 / 8)
     assert board.load(WHOLE, ME, preferences=Preferences(opened={PeerId("c"): 1})) == 1.0
     assert board.load(Span(0, 0), ME) == 0.0
+
+
+def test_a_new_session_takes_no_reserved_seat_and_one_that_goes_on_does() -> None:
+    seats, reserved = 16, reserved_seats(16)
+    swarm = [
+        worker("a", [WHOLE], max_sessions=seats, sessions=seats - reserved),
+        worker("b", [WHOLE], max_sessions=seats, layer_time_s=9.0),
+    ]
+    assert first(swarm, Preferences()) == A
+    assert first(swarm, Preferences(is_new=True)) == B
+    assert first(swarm, Preferences(is_new=True, opened={A: -1})) == A
+    board = RouteBoard(swarm[:1], model=MODEL, link_time_s=flat)
+    found = board.route(WHOLE, ME, preferences=Preferences(is_new=True))
+    assert isinstance(found, Gap)
+    assert "full" in found.reason
+
+
+@pytest.mark.parametrize(("seats", "kept"), [(0, 0), (3, 0), (4, 1), (15, 1), (16, 2), (256, 32)])
+def test_an_eighth_of_all_seats_is_reserved_and_none_of_few(seats: int, kept: int) -> None:
+    assert reserved_seats(seats) == kept
