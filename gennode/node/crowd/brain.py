@@ -21,7 +21,7 @@ from gennode.node.crowd.pool import (
 from gennode.node.prompt import PREFILL_CHUNK
 from gennode.sharding import capacity, predict, rebalance, replan
 from gennode.sharding.plan.plan import Plan, plan
-from gennode.sharding.route.route import Preferences, RouteBoard
+from gennode.sharding.route.route import Preferences, RouteBoard, Ways
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, LayerCost, Snapshot
@@ -42,7 +42,7 @@ class Brain:
         )
         self._places: dict[PeerId, Candidate] = {}
         self._decided: tuple[Candidate, ...] = ()
-        self._links_s: dict[tuple[PeerId, PeerId], float] = {}
+        self._ways = Ways(self.link_time_s, is_metric=True, max_links=_MAX_LINKS)
 
     def candidate(self, specimen: Specimen) -> Candidate:
         """What a machine would be worth."""
@@ -107,9 +107,7 @@ class Brain:
         The owner counts the sessions that it opened or ended itself since then.
         """
         if sight.board is None:
-            sight.board = RouteBoard(
-                sight.announcements, model=self.model, link_time_s=self.link_time_s
-            )
+            sight.board = RouteBoard(sight.announcements, model=self.model, link_time_s=self._ways)
         preferences = Preferences(
             opened=owner.opened_since(sight.at_s),
             step_limit_s=self.demand.step_limit_s,
@@ -127,14 +125,9 @@ class Brain:
         return [list(route.hops) for route in found]
 
     def link_time_s(self, source: PeerId, target: PeerId) -> float:
-        """Seconds of a frame between two peers."""
-        time_s = self._links_s.get((source, target))
-        if time_s is None:
-            if len(self._links_s) >= _MAX_LINKS:
-                self._links_s.clear()
-            time_s = predict.link_s(self._places[source], self._places[target], self.demand, 0.0)
-            self._links_s[source, target] = time_s
-        return time_s
+        """Seconds of a frame between two peers. No way is shorter by a third one: distances are
+        those of a plane, with heights, and each hop takes its own line's time more."""
+        return predict.link_s(self._places[source], self._places[target], self.demand, 0.0)
 
     def snapshot(self, members: Iterable[Member], epoch: int) -> Snapshot:
         """What is known of the workers that stay; who moves counts where it goes."""

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+
+from gennode.sharding.route.ways import Links
+from gennode.wire.ids import PeerId
 
 Row = dict[int, float]
 """Of one layer: the workers that can compute it, by index, and what each costs in seconds."""
-
-
-class Links(dict[int, float]):
-    """Seconds from other workers, by index, to one of them; asked for when first needed."""
-
-    def __init__(self, ask: Callable[[int], float]) -> None:
-        super().__init__()
-        self._ask = ask
-
-    def __missing__(self, source: int) -> float:
-        known_s = self[source] = self._ask(source)
-        return known_s
 
 
 def cheapest_chain(
@@ -27,12 +18,13 @@ def cheapest_chain(
     back_s: Sequence[float],
     visit_s: Sequence[float],
     into_s: Sequence[Links],
+    peers: Sequence[PeerId],
 ) -> list[int] | None:
     """Who computes each layer on the cheapest way from the owner and back; None without any.
 
     `there_s`, `back_s`: from the owner to each worker and back. `visit_s`: charged whenever a
-    worker is entered. `into_s`: to each worker from the others, 0 from itself. Equal costs go to
-    whoever stays, then to the lower index.
+    worker is entered. `into_s`: to each worker from the others, by the names of `peers`. Equal
+    costs go to whoever stays, then to the lower index.
 
     Workers of the layer before are tried cheapest first, so that a search ends at the first one
     that costs more before its link than the best so far does with it.
@@ -51,7 +43,7 @@ def cheapest_chain(
             for cost_s, previous in reached:
                 if cost_s >= limit_s:
                     break
-                arrival_s = cost_s + links_s[previous]
+                arrival_s = cost_s + links_s[peers[previous]]
                 if arrival_s < limit_s:
                     limit_s, best = arrival_s, previous
             if best != worker:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
 
-from gennode.sharding.route.chain import Links, Row
+from gennode.sharding.route.chain import Row
 from gennode.sharding.route.preferences import Mode, Preferences, reserved_seats
+from gennode.sharding.route.runs import Runs
+from gennode.sharding.route.ways import Ways
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId, PeerId, Span
-
-LinkTime = Callable[[PeerId, PeerId], float]
-"""Seconds from one peer to another for one token's frame: ≥ 0, infinite if there is no way."""
 
 # A route is searched among this many workers per layer, the nearest and quickest. It bounds the
 # work (a link is asked for per pair: a thousand workers have a million) and changes nothing in
@@ -35,7 +34,7 @@ _DOUBT = 0.7
 _PASSES_WAITED = 1.5
 _ROOMY = 0.75  # so full a worker may be before capacity-first counts its seats
 
-_MAX_LINKS = 1 << 16  # that a pool remembers: some 10 MB
+_MAX_KEPT = 64  # entries, and spans, that a pool remembers what it made ready for
 _FIRST_LOOK = 128  # workers, the best first, that mostly fill every layer's shortlist
 
 Numbers = npt.NDArray[np.float64]
@@ -51,12 +50,20 @@ class Entry:
     around_s: Numbers
 
 
-class Pool:
-    """The workers of one model by peer id, as columns; links, once asked for, are remembered."""
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Layers between two of `edges`, rising, have the same hosts: [workers, cells]. `layers`:
+    how many each worker has of all."""
 
-    def __init__(
-        self, announcements: Iterable[Announcement], model: ModelId, link_time_s: LinkTime
-    ) -> None:
+    edges: list[int]
+    hosts: _Flags
+    layers: npt.NDArray[np.intp]
+
+
+class Pool:
+    """The workers of one model by peer id, as columns."""
+
+    def __init__(self, announcements: Iterable[Announcement], model: ModelId, ways: Ways) -> None:
         serving = [(one, held) for one in announcements if (held := one.hosting_of(model))]
         serving.sort(key=lambda pair: pair[0].peer)
         self.peers = [one.peer for one, _ in serving]
@@ -77,18 +84,26 @@ class Pool:
             for span in held.spans:
                 self._hosts[index, span.start : span.end] = True
         self._held_layers: Numbers = np.count_nonzero(self._hosts, axis=1).astype(np.float64)
-        self._link_time_s = link_time_s
-        self.into_s = [Links(self._asker(target)) for target in range(len(serving))]
-        self._asked = 0
-        self._entry: tuple[PeerId, Entry] | None = None
+        self._edges = {edge for held in self.hostings for span in held.spans for edge in span}
+        self.loads_cold = any(held.cold_layers for held in self.hostings)
+        self.ways = ways
+        self.into_s = [ways.into(peer) for peer in self.peers]
+        self._entries: dict[PeerId, Entry] = {}
+        self._cells: dict[Span, Cells] = {}
+        self._in_line: tuple[int, Numbers] | None = None
 
     def entered_from(self, peer: PeerId) -> Entry:
-        """The links between a route's first sender and all workers; those of the last are kept."""
-        if self._entry is None or self._entry[0] != peer:
-            there_s = [self._between_s(peer, one) for one in self.peers]
-            back_s = [self._between_s(one, peer) for one in self.peers]
-            self._entry = peer, Entry(there_s, back_s, _column(there_s) + _column(back_s))
-        return self._entry[1]
+        """The links between a route's first sender and all workers."""
+        entry = self._entries.get(peer)
+        if entry is None:
+            if len(self._entries) >= _MAX_KEPT:
+                self._entries.clear()
+            from_all_s = self.ways.into(peer)
+            there_s = [links_s[peer] for links_s in self.into_s]
+            back_s = [from_all_s[one] for one in self.peers]
+            entry = Entry(there_s, back_s, _column(there_s) + _column(back_s))
+            self._entries[peer] = entry
+        return entry
 
     def queue_s(self, sessions: Numbers, layers: int) -> Numbers:
         """Seconds per layer that a token waits at each worker for those of other sessions.
@@ -99,9 +114,11 @@ class Pool:
         multichain queueing networks", Journal of the ACM 27, 1980). How many more sessions a
         worker would take is no measure of time: seats are memory.
         """
-        share = np.maximum(1.0, self._held_layers) / max(1, layers)
-        in_line: Numbers = sessions * np.minimum(1.0, _PASSES_WAITED * share)
-        return self.further_time_s * in_line
+        if self._in_line is None or self._in_line[0] != layers:
+            share = np.maximum(1.0, self._held_layers) / max(1, layers)
+            in_line: Numbers = np.minimum(1.0, _PASSES_WAITED * share)
+            self._in_line = layers, self.further_time_s * in_line
+        return sessions * self._in_line[1]
 
     def hosts(self, span: Span) -> _Flags:
         """Who has which layer of `span` loaded: [workers, layers of the span]."""
@@ -109,19 +126,19 @@ class Pool:
         lacking = np.zeros((len(self.peers), span.layers - known.shape[1]), dtype=bool)
         return np.concatenate((known, lacking), axis=1) if lacking.shape[1] else known
 
-    def _asker(self, target: int) -> Callable[[int], float]:
-        def ask(source: int) -> float:
-            self._asked += 1
-            if self._asked > _MAX_LINKS:
-                self._asked = 0
-                for links in self.into_s:
-                    links.clear()
-            return self._between_s(self.peers[source], self.peers[target])
-
-        return ask
-
-    def _between_s(self, source: PeerId, target: PeerId) -> float:
-        return 0.0 if source == target else self._link_time_s(source, target)
+    def cells(self, span: Span) -> Cells:
+        """The layers of a span in cells: those of one have the same hosts."""
+        cells = self._cells.get(span)
+        if cells is None:
+            if len(self._cells) >= _MAX_KEPT:
+                self._cells.clear()
+            inner = sorted(edge for edge in self._edges if span.start < edge < span.end)
+            edges = [span.start, *inner, span.end]
+            hosts = self.hosts(span)
+            layers = np.count_nonzero(hosts, axis=1)
+            cells = Cells(edges, hosts[:, np.array(edges[:-1]) - span.start], layers)
+            self._cells[span] = cells
+        return cells
 
 
 def _column(values: Iterable[float]) -> Numbers:
@@ -200,14 +217,48 @@ def asking(
         last_seats = np.maximum(0.0, full - _ROOMY) / (1 - _ROOMY)
         extra_s = extra_s + last_seats * time_s
     if rng is not None:
-        lots = np.array([rng.random() for _ in pool.peers], dtype=np.float64)
-        extra_s = extra_s + queue_s * (_DOUBT * (2 * lots - 1))
+        extra_s = extra_s + queue_s * (_DOUBT * (2 * _lots(rng, len(pool.peers)) - 1))
     visit_s = np.zeros(len(pool.peers))
     for peer in preferences.standing.keys() | preferences.failures.keys():
         if peer in pool.index:
             loss_s = preferences.failure_chance(peer) * preferences.failover_s
             visit_s[pool.index[peer]] = loss_s * LOAD_WEIGHT
     return Asking(time_s, extra_s, visit_s, is_known, is_open)
+
+
+def _lots(rng: Random, count: int) -> Numbers:
+    """Numbers from 0 to 1, drawn all at once."""
+    words = np.frombuffer(rng.randbytes(4 * count), dtype="<u4")
+    return words / np.float64(1 << 32)
+
+
+def shortlisted(pool: Pool, asked: Asking, span: Span, entry: PeerId) -> Runs | None:
+    """The same shortlists of loaded workers as in a table without cold ones, as runs; None if
+    some layer has nobody."""
+    cells = pool.cells(span)
+    per_layer_s = asked.cost_s + (
+        (pool.entered_from(entry).around_s + asked.visit_s) / np.maximum(1, cells.layers)
+    )
+    usable = np.nonzero(asked.is_open & (cells.layers > 0))[0]
+    order = usable[np.argsort(per_layer_s[usable], kind="stable")]
+    first = order[:_FIRST_LOOK]
+    has = cells.hosts[first]
+    place = np.cumsum(has, axis=0, dtype=np.int16)
+    if len(order) > _FIRST_LOOK and (place[-1] < SHORTLIST).any():
+        first, has = order, cells.hosts[order]
+        place = np.cumsum(has, axis=0, dtype=np.int16)
+    if not len(first) or not place[-1].all():
+        return None
+    marked = np.zeros((len(first), len(cells.edges) + 1), dtype=np.int8)
+    marked[:, 1:-1] = has & (place <= SHORTLIST)
+    change = np.diff(marked, axis=1)
+    begins: list[list[int]] = [[] for _ in cells.edges]
+    ends: list[list[int]] = [[] for _ in cells.edges]
+    for at, sign in ((begins, 1), (ends, -1)):
+        rows, edges = np.nonzero(change == sign)
+        for worker, edge in zip(first[rows].tolist(), edges.tolist(), strict=True):
+            at[edge].append(worker)
+    return Runs(cells.edges, begins, ends)
 
 
 class Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -11,13 +11,16 @@ from gennode.sharding.route.offers import (
     LOAD_WEIGHT,
     SHORTLIST,
     Asking,
-    LinkTime,
+    Entry,
     Pool,
     Table,
     asking,
     sessions_now,
+    shortlisted,
 )
 from gennode.sharding.route.preferences import Mode, Preferences, choose_mode
+from gennode.sharding.route.runs import Costs, Stint, cheapest_stints
+from gennode.sharding.route.ways import LinkTime, Ways
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import MAX_ROUTE_HOPS
@@ -31,6 +34,7 @@ __all__ = [
     "Preferences",
     "Route",
     "RouteBoard",
+    "Ways",
     "choose_mode",
     "choose_route",
     "choose_routes",
@@ -46,6 +50,9 @@ _FRUGALITIES = (-6, 6)
 _ONLY_PRICE = 1e3
 
 NO_PREFERENCES = Preferences()
+
+_Search = Callable[[float], "Route | None"]
+"""The best route at a price in seconds for each visit, None if there is no way."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,18 @@ class RouteBoard:
     """Announcements of one moment, made ready to be asked for many routes of one model.
 
     What links take is asked once for a pair and remembered: make a new board when announcements
-    or links have changed.
+    or links have changed. Boards with the same links may share `Ways` in place of a function.
     """
 
     def __init__(
-        self, announcements: Iterable[Announcement], *, model: ModelId, link_time_s: LinkTime
+        self,
+        announcements: Iterable[Announcement],
+        *,
+        model: ModelId,
+        link_time_s: LinkTime | Ways,
     ) -> None:
-        self._pool = Pool(announcements, model, link_time_s)
+        ways = link_time_s if isinstance(link_time_s, Ways) else Ways(link_time_s)
+        self._pool = Pool(announcements, model, ways)
 
     def route(
         self,
@@ -149,23 +161,60 @@ class RouteBoard:
 
     def _best(self, span: Span, entry: PeerId, asked: Asking, allow_cold: bool) -> Route | Gap:
         pool = self._pool
+        if pool.ways.is_metric and not (allow_cold and pool.loads_cold):
+            search = self._by_runs(span, entry, asked)
+        else:
+            search = self._by_layers(span, entry, asked, allow_cold)
+        if isinstance(search, Gap):
+            return search
+        for hop_price_s in (0.0, _FEWEST_HOPS_S):
+            route = search(hop_price_s)
+            if route is None:
+                return Gap((span,), f"no workers of layers {span} can reach each other")
+            if len(route.hops) <= MAX_ROUTE_HOPS:
+                return route
+        return Gap((span,), f"layers {span} take more than {MAX_ROUTE_HOPS} hops")
+
+    def _by_layers(
+        self, span: Span, entry: PeerId, asked: Asking, allow_cold: bool
+    ) -> _Search | Gap:
+        pool = self._pool
         table = Table(pool, asked, span, entry)
         if allow_cold:
             table.add_cold()
         if not all(table.rows):
             return self._gap(table)
-        entry_s = table.entry
-        for hop_price_s in (0.0, _FEWEST_HOPS_S):
+        ends = table.entry
+
+        def search(hop_price_s: float) -> Route | None:
             visit_s = (asked.visit_s + hop_price_s).tolist()
             chain = cheapest_chain(
-                table.rows, entry_s.there_s, entry_s.back_s, visit_s, pool.into_s
+                table.rows, ends.there_s, ends.back_s, visit_s, pool.into_s, pool.peers
             )
             if chain is None:
-                return Gap((span,), f"no workers of layers {span} can reach each other")
-            route = self._route(chain, table)
-            if len(route.hops) <= MAX_ROUTE_HOPS:
-                return route
-        return Gap((span,), f"layers {span} take more than {MAX_ROUTE_HOPS} hops")
+                return None
+            numbered = list(enumerate(chain, span.start))
+            cold = [
+                (at, worker) for at, worker in numbered if (at - span.start, worker) in table.cold
+            ]
+            return self._route(_stints(numbered), ends, asked, _stints(cold))
+
+        return search
+
+    def _by_runs(self, span: Span, entry: PeerId, asked: Asking) -> _Search | Gap:
+        pool = self._pool
+        runs = shortlisted(pool, asked, span, entry)
+        if runs is None:
+            return self._gap(Table(pool, asked, span, entry))
+        ends, own_s = pool.entered_from(entry), asked.cost_s.tolist()
+
+        def search(hop_price_s: float) -> Route | None:
+            visit_s = (asked.visit_s + hop_price_s).tolist()
+            costs = Costs(own_s, ends.there_s, ends.back_s, visit_s, pool.into_s, pool.peers)
+            stints = cheapest_stints(runs, costs)
+            return None if stints is None else self._route(stints, ends, asked, ())
+
+        return search
 
     def _frugal(
         self, span: Span, entry: PeerId, asked: Asking, limit_s: float, allow_cold: bool
@@ -200,19 +249,25 @@ class RouteBoard:
                 low, chosen = middle, found
         return chosen
 
-    def _route(self, chain: Sequence[int], table: Table) -> Route:
-        pool, peers = self._pool, self._pool.peers
-        step_time_s, price = table.entry.there_s[chain[0]] + table.entry.back_s[chain[-1]], 0
-        before = chain[0]
-        for worker in chain:
-            if worker != before:
-                step_time_s += pool.into_s[worker][before]
-            step_time_s += float(table.asked.time_s[worker])
-            price += pool.hostings[worker].price
+    def _route(
+        self, stints: Sequence[Stint], ends: Entry, asked: Asking, cold: Sequence[Stint]
+    ) -> Route:
+        pool, step_time_s, price = self._pool, 0.0, 0
+        before = -1
+        for worker, start, end in stints:
+            if before < 0:
+                step_time_s = ends.there_s[worker]
+            else:
+                step_time_s += pool.into_s[worker][pool.peers[before]]
+            step_time_s += float(asked.time_s[worker]) * (end - start)
+            price += pool.hostings[worker].price * (end - start)
             before = worker
-        numbered = [(layer, peers[worker]) for layer, worker in enumerate(chain, table.span.start)]
-        cold = [numbered[at] for at, worker in enumerate(chain) if (at, worker) in table.cold]
-        return Route(_runs(numbered), step_time_s, _runs(cold), price)
+        step_time_s += ends.back_s[before]
+        return Route(self._hops(stints), step_time_s, self._hops(cold), price)
+
+    def _hops(self, stints: Sequence[Stint]) -> tuple[Hop, ...]:
+        peers = self._pool.peers
+        return tuple(Hop(peers[worker], Span(start, end)) for worker, start, end in stints)
 
     def _gap(self, table: Table) -> Gap:
         hosted = table.asked.is_known
@@ -227,8 +282,9 @@ class RouteBoard:
         reasons = []
         spans: list[Span] = []
         for what, layers in parts.items():
-            start = table.span.start
-            found = [hop.span for hop in _runs((start + layer, PeerId("")) for layer in layers)]
+            first = table.span.start
+            runs = _stints((first + layer, 0) for layer in layers)
+            found = [Span(start, end) for _, start, end in runs]
             if found:
                 reasons.append(f"layers {', '.join(map(str, found))} have {what}")
                 spans += found
@@ -295,12 +351,12 @@ def choose_routes(
     )
 
 
-def _runs(chain: Iterable[tuple[int, PeerId]]) -> tuple[Hop, ...]:
-    """Layers in rising order with their peers, joined to hops."""
-    hops: list[Hop] = []
-    for layer, peer in chain:
-        if hops and hops[-1].peer == peer and hops[-1].span.end == layer:
-            hops[-1] = Hop(peer, Span(hops[-1].span.start, layer + 1))
+def _stints(chain: Iterable[tuple[int, int]]) -> list[Stint]:
+    """Layers in rising order with their workers, joined."""
+    stints: list[Stint] = []
+    for layer, worker in chain:
+        if stints and stints[-1][0] == worker and stints[-1][2] == layer:
+            stints[-1] = (worker, stints[-1][1], layer + 1)
         else:
-            hops.append(Hop(peer, Span(layer, layer + 1)))
-    return tuple(hops)
+            stints.append((worker, layer, layer + 1))
+    return stints
