@@ -23,11 +23,12 @@ _LIFETIME_S = 30.0  # of an announcement, as in node/peer.py
 class Owner:
     """Who asks. `candidate` has no layers: it is there for its place and its line."""
 
-    __slots__ = ("_changes", "_shunned", "candidate", "peer")
+    __slots__ = ("_changes", "_shunned", "candidate", "peer", "ways_s")
 
     def __init__(self, peer: PeerId, candidate: Candidate) -> None:
         self.peer = peer
         self.candidate = candidate
+        self.ways_s: dict[Owner | Member, float] = {}  # to those that it sent frames to
         self._changes: deque[tuple[float, PeerId, int]] = deque()
         self._shunned: dict[PeerId, float] = {}
 
@@ -68,7 +69,7 @@ class Member:
         "_announcement", "_told", "alive", "batch", "busy_s", "candidate", "chunk_s",
         "draining", "is_mending", "leaving", "listed", "max_sessions", "move", "offered",
         "on_disk", "rate", "serving_s", "serving_since_s", "sessions", "span", "specimen",
-        "target",
+        "target", "ways_s",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,7 @@ class Member:
     ) -> None:
         self.specimen = specimen
         self.candidate = candidate
+        self.ways_s: dict[Owner | Member, float] = {}  # to those that it sent frames to
         self.chunk_s = chunk_s
         self.on_disk = on_disk
         self.span = self.offered = self.target = NOTHING

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from gennode.node.crowd.member import Member, Owner
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.sharding.predict import MAX_LOAD, link_s, stage_s
+from gennode.sharding.predict import MAX_LOAD
 from gennode.wire.snapshot import Candidate, Demand
 
 Leg = tuple[Member, int]
@@ -23,33 +23,59 @@ def stay_s(member: Member, layers: int, rate: float) -> float:
     """Seconds that a token spends at a worker with others there.
 
     `rate`: tokens per second times layers that the asker itself causes there; it does not wait
-    for itself.
+    for itself. Where a pass is not full this is `predict.stage_s`, to the last bit; written out,
+    since most of a run's time is spent here.
     """
     candidate = member.candidate
     cost = candidate.cost
-    full_s = 1.5 * (layers * cost.fixed_s + candidate.pass_s + member.batch * cost.token_s)
-    return min(full_s, stage_s(candidate, layers, max(0.0, member.rate - rate) / layers))
+    idle_s = layers * cost.fixed_s + candidate.pass_s
+    full_s = 1.5 * (idle_s + member.batch * cost.token_s)
+    others = member.rate - rate
+    others = others / layers if others > 0.0 else 0.0
+    load = others * layers * cost.token_s
+    if load >= MAX_LOAD:
+        return full_s
+    alone_s = layers * (cost.fixed_s + cost.token_s) + candidate.pass_s
+    pass_s = idle_s / (1 - load)
+    pass_s = max(pass_s, alone_s)
+    found = others * pass_s
+    stay = pass_s * (1 + (found if found < 1.0 else 1.0) / 2)
+    return stay if stay < full_s else full_s
 
 
-def frame_s(source: Candidate, target: Candidate, demand: Demand, frames: float) -> float:
-    """Seconds of a token's frame; a line never holds more than one frame of each session."""
-    time_s = link_s(source, target, demand, frames)
-    if time_s < math.inf:
-        return time_s
-    return link_s(source, target, demand, 0.0) + demand.frame_bytes / source.upload_bytes_per_s
+def frame_s(source: Owner | Member, target: Owner | Member, demand: Demand, frames: float) -> float:
+    """Seconds of a token's frame, as in `predict.link_s`; but a line never holds more than one
+    frame of each session."""
+    upload_bytes_per_s = source.candidate.upload_bytes_per_s
+    if upload_bytes_per_s <= 0:
+        return way_s(source, target)
+    alone_s = demand.frame_bytes / upload_bytes_per_s
+    load = frames * alone_s
+    if load >= MAX_LOAD:
+        return way_s(source, target) + alone_s + alone_s
+    return way_s(source, target) + alone_s * (1 + load / (2 * (1 - load)))
+
+
+def way_s(source: Owner | Member, target: Owner | Member) -> float:
+    """Half of a round trip. Nobody moves, so each pair is worked out once."""
+    known_s = source.ways_s.get(target)
+    if known_s is None:
+        known_s = source.candidate.coordinate.rtt_s(target.candidate.coordinate) / 2
+        source.ways_s[target] = known_s
+    return known_s
 
 
 def step_s(owner: Owner, legs: Sequence[Leg], demand: Demand, rate: float, tokens: int) -> float:
     """Seconds of one token from the owner around its route. `rate`: tokens per second that the
     session has had. Workers are charged with what computing `tokens` tokens takes."""
-    before = owner.candidate
+    before: Owner | Member = owner
     total_s, frames = 0.0, rate
     for member, layers in legs:
         stay = stay_s(member, layers, rate * layers)
-        total_s += frame_s(before, member.candidate, demand, frames) + stay
-        before, frames = member.candidate, max(0.0, member.rate) / layers
+        total_s += frame_s(before, member, demand, frames) + stay
+        before, frames = member, max(0.0, member.rate) / layers
         member.busy_s += tokens * busy_s(stay, frames)
-    return total_s + frame_s(before, owner.candidate, demand, frames)
+    return total_s + frame_s(before, owner, demand, frames)
 
 
 def prefill_s(owner: Owner, legs: Sequence[Leg], demand: Demand, tokens: int) -> float:
@@ -60,17 +86,16 @@ def prefill_s(owner: Owner, legs: Sequence[Leg], demand: Demand, tokens: int) ->
     """
     chunk = min(tokens, PREFILL_CHUNK)
     first_s = slowest_s = 0.0
-    before = owner.candidate
+    before: Owner | Member = owner
     for member, layers in legs:
-        candidate = member.candidate
-        free = 1 - min(MAX_LOAD, member.rate * candidate.cost.token_s)
+        free = 1 - min(MAX_LOAD, member.rate * member.candidate.cost.token_s)
         pass_s = member.prompt_s(layers, chunk)
-        line_s = _line_s(before, demand, chunk)
-        first_s += before.coordinate.rtt_s(candidate.coordinate) / 2 + line_s + pass_s / free
+        line_s = _line_s(before.candidate, demand, chunk)
+        first_s += way_s(before, member) + line_s + pass_s / free
         slowest_s = max(slowest_s, pass_s / free, line_s)
-        before = candidate
-    back_s = before.coordinate.rtt_s(owner.candidate.coordinate) / 2
-    return first_s + back_s + (math.ceil(tokens / PREFILL_CHUNK) - 1) * slowest_s
+        before = member
+    chunks = math.ceil(tokens / PREFILL_CHUNK)
+    return first_s + way_s(before, owner) + (chunks - 1) * slowest_s
 
 
 def busy_s(stay: float, rate: float) -> float:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
 from gennode.node.crowd.brain import Brain
 from gennode.node.crowd.member import Member, Owner
-from gennode.node.crowd.physics import busy_s, prefill_s, stay_s, step_s
+from gennode.node.crowd.physics import busy_s, frame_s, prefill_s, stay_s, step_s
 from gennode.node.crowd.pool import draw_owner, draw_peer
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.sharding.predict import stage_s
+from gennode.sharding.predict import MAX_LOAD, link_s, stage_s
 
 LAYERS = 20
 
@@ -36,6 +37,31 @@ def owner(brain: Brain) -> Owner:
 def test_alone_a_token_takes_what_the_plan_says(member: Member) -> None:
     member.batch = LAYERS
     assert stay_s(member, LAYERS, 0.0) == stage_s(member.candidate, LAYERS, 0.0)
+
+
+def test_a_token_takes_what_the_plan_says_while_passes_are_not_full(member: Member) -> None:
+    candidate = member.candidate
+    member.batch = 10**9
+    for load in (0.0, 0.1, 0.5, 0.9):
+        member.rate = load / candidate.cost.token_s
+        rate = member.rate / LAYERS
+        assert stay_s(member, LAYERS, 0.0) == stage_s(candidate, LAYERS, rate)
+        assert stay_s(member, LAYERS, 2 * member.rate) == stage_s(candidate, LAYERS, 0.0)
+    member.rate = 2 / candidate.cost.token_s
+    assert stage_s(candidate, LAYERS, member.rate / LAYERS) == math.inf
+    assert stay_s(member, LAYERS, 0.0) < math.inf
+
+
+def test_a_frame_takes_what_the_plan_says_while_a_line_is_not_full(
+    brain: Brain, member: Member, owner: Owner
+) -> None:
+    most = owner.candidate.upload_bytes_per_s / brain.demand.frame_bytes
+    for load in (0.0, 0.3, 0.9, 0.94):
+        told_s = link_s(owner.candidate, member.candidate, brain.demand, load * most)
+        assert frame_s(owner, member, brain.demand, load * most) == told_s
+    idle_s = link_s(owner.candidate, member.candidate, brain.demand, 0.0)
+    full_s = frame_s(owner, member, brain.demand, MAX_LOAD * most)
+    assert full_s == pytest.approx(idle_s + 1 / most)
 
 
 def test_more_company_takes_longer_but_never_for_ever(member: Member) -> None:
