@@ -18,9 +18,8 @@ from bench._pools import MODELS, Pool, pool_of
 from gennode.errors import LocalError
 from gennode.sharding.flow.flow import flow
 from gennode.sharding.plan.plan import Plan, plan
-from gennode.sharding.predict import Stage, worth
 from gennode.wire.ids import Hop, Span
-from gennode.wire.snapshot import Candidate, Demand
+from gennode.wire.snapshot import Candidate
 
 LIMITS_S = (*(0.025 * 2 ** (step / 2) for step in range(17)), 10.0)
 ENOUGH = 0.9
@@ -184,15 +183,16 @@ def _rate(pool: Pool, hosts: Hosts, limit_s: float, pipelines: Pipelines) -> flo
 
 
 def _optimum_of(task: Task, pool: Pool) -> Result:
-    """Our pipelines' worth as a share of the best, at the first limit that some can meet."""
+    """What flows through our placement as a share of the worth of the best pipelines, at the
+    first limit that some can meet."""
     limit_s = pool.demand.step_limit_s
     while limit_s < MAX_OPTIMUM_LIMIT_S:
         demand = pool.model.demand(limit_s)
         best, groups = _optimum.disjoint(pool.candidates, demand)
         if _met(pool, groups, limit_s):
             made = _planned(pool, limit_s)
-            share = _worth(pool, made.pipelines, demand) / best
-            return Result(task, fits=pool.layers_fit, optimum=share)
+            ours = _rate(pool, _hosts_of(pool, made), limit_s, made.pipelines)
+            return Result(task, fits=pool.layers_fit, optimum=ours / best)
         limit_s *= 2
     _planned(pool, pool.demand.step_limit_s)
     return Result(task, fits=pool.layers_fit)
@@ -202,14 +202,6 @@ def _met(pool: Pool, pipelines: Pipelines, limit_s: float) -> bool:
     by_peer = {one.peer: one for one in pool.candidates}
     hosts = [(by_peer[hop.peer], hop.span) for pipeline in pipelines for hop in pipeline]
     return _rate(pool, hosts, limit_s, pipelines) > 0
-
-
-def _worth(pool: Pool, pipelines: Pipelines, demand: Demand) -> float:
-    by_peer = {one.peer: one for one in pool.candidates}
-    total = 0.0
-    for pipeline in pipelines:
-        total += worth([Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline], demand)
-    return total
 
 
 def _planned(pool: Pool, limit_s: float) -> Plan:

@@ -4,7 +4,7 @@ Random pools (`_pools.py`) of 8 to 256 machines and three models, 60 of each; `f
 
 crashes                pools, those that can't hold the model included, where our planner raised,
                        held more than a machine can, or was wrong about what is missing
-optimum_ratio_min      of 2 to 6 machines: worth of our pipelines over that of the best there are
+optimum_ratio_min      of 2 to 6 machines: what flows through ours over the best pipelines there are
                        (`_optimum.py`); the worst pool
 parallax_ratio_median  our tokens per second over Parallax's (`_parallax.py`), at the latency that
 petals_ratio_median    Parallax (Petals, `_petals.py`) chose (`_trial.py`); pools where it places

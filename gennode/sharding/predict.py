@@ -30,6 +30,9 @@ BISECTIONS = 24
 # With no stage that meets the limit, a rate is worth something all the same: so much later
 # than the very first token may the others be.
 LATE_FACTOR = 1.1
+# What is late is worth this share of what it would be by its pace: two pipelines that are too
+# slow must never weigh up one that is not, however much flows there.
+LATE_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,8 @@ def best_rate(stages: Sequence[Stage], demand: Demand, limit_s: float) -> float:
 def worth(stages: Sequence[Stage], demand: Demand) -> float:
     """Tokens per second within the model's step limit; discounted if that can't be met.
 
-    A pipeline that is slower even when it is idle counts with the rate it gives at that pace,
-    times the square of how far it misses: two that are too slow never weigh up one that is not.
+    A pipeline that is slower even when it is idle counts with a hundredth of the rate it gives
+    at that pace, times the square of how far it misses.
     """
     rate = best_rate(stages, demand, demand.step_limit_s)
     if rate > 0.0 or not stages:
@@ -129,4 +132,4 @@ def worth(stages: Sequence[Stage], demand: Demand) -> float:
     if limit_s <= demand.step_limit_s:  # no memory for a single session
         return 0.0
     share = demand.step_limit_s / limit_s
-    return best_rate(stages, demand, limit_s) * share * share
+    return best_rate(stages, demand, limit_s) * share * share * LATE_SHARE

@@ -67,11 +67,14 @@ def flow(
     demand: Demand,
     limit_s: float,
     pipelines: Sequence[Sequence[Hop]] = (),
+    *,
+    quick: bool = False,
 ) -> Flow:
     """The most tokens per second that we find such that none takes longer than `limit_s`.
 
     `hosts`: distinct peers in any order, each with the span that it holds. `pipelines`: routes
     that whoever made the placement had in mind; they are tried first, if the hosts hold them.
+    `quick`: fill in one way, whatever the number of hosts; to choose between many placements.
     Deterministic, with the same bits on every machine. The time grows with hosts times
     routes: a second or two for 1,000 hosts.
     """
@@ -86,7 +89,7 @@ def flow(
     places = {candidate.peer: index for index, (candidate, _) in enumerate(ordered)}
     seeds = [_visits(pipeline, places, ordered, demand) for pipeline in pipelines]
     seeds = [seed for seed in seeds if seed]
-    few = len(ordered) <= _FEW_HOSTS
+    few = len(ordered) <= _FEW_HOSTS and not quick
     ways = _WAYS_OF_SOME if len(ordered) <= _MANY_HOSTS else _WAYS_OF_MANY
     best = NOTHING
     for seeding in ((), seeds) if seeds and few else (seeds,):

@@ -57,10 +57,12 @@ def judge(
     lines: Sequence[Sequence[int]],
     ways_s: Sequence[float],
     careful: bool = False,
+    polish: bool = False,
 ) -> tuple[list[float], list[list[int]]]:
     """Worth (`predict.worth`) of pipelines and the layers of each stage in their best splits.
 
-    `careful`: for plans of few machines, and what is planned in the end.
+    `polish`: for pools of few machines; `careful`: for those of fewer still, and for what is
+    planned in the end.
     `lines`: per pipeline its machines' columns in `facts`; `ways_s`: half the round trips
     around it, in all. A pipeline that can't hold the model is worth -1.
     """
@@ -74,6 +76,9 @@ def judge(
         values, layers = _best(rows)
         if careful:
             values, layers = _carefully(rows, layers)
+        elif polish:
+            layers = polished(rows, layers)
+            values = worth(rows, layers)
         for at, value, split in zip(
             chunk, values.tolist(), layers.T.astype(int).tolist(), strict=True
         ):

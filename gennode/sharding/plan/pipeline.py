@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from gennode.sharding.plan.fill import judge
 from gennode.sharding.plan.rows import Array, facts_of
@@ -18,6 +19,9 @@ Group = tuple[int, ...]
 Search = Generator[list[Group], None, list[Group]]
 """Asks for groups to be judged, many at a time; returns disjoint groups."""
 
+# In pools of so few machines every group's split is polished: groups whose caches are short seem
+# worth half of what they are without.
+POLISHED_MACHINES = 16
 # Rings longer than this are only ordered along a curve: improving them is quadratic.
 MAX_IMPROVED_RING = 24
 RING_ROUNDS = 3
@@ -81,6 +85,11 @@ class Pool:
         """What a group is worth; 0 if it was not judged or can't hold the model."""
         return max(0.0, self._known.get(group, NOTHING).worth)
 
+    def best(self, count: int) -> list[Group]:
+        """So many of the groups that were judged: those that are worth most."""
+        worthy = [(-found.worth, group) for group, found in self._known.items() if found.worth > 0]
+        return [group for _, group in nsmallest(count, worthy)]
+
     def unknown(self, groups: Iterable[Group]) -> list[Group]:
         """Those of some groups that were not judged yet."""
         return [group for group in dict.fromkeys(groups) if group not in self._known]
@@ -97,7 +106,8 @@ class Pool:
             lines.append(ring)
             ways_s.append(way_s)
         self.evaluations += len(wanted)
-        worths, splits = judge(self._facts, self.demand, lines, ways_s, careful)
+        few = len(self.candidates) <= POLISHED_MACHINES
+        worths, splits = judge(self._facts, self.demand, lines, ways_s, careful, few)
         for group, line, worth, split in zip(wanted, lines, worths, splits, strict=True):
             self._known[group] = Judged(line, worth, tuple(split[: len(line)]))
 

@@ -12,11 +12,10 @@ import msgspec
 
 from gennode.errors import LocalError
 from gennode.sharding import predict
-from gennode.sharding.flow.flow import flow
 from gennode.sharding.plan.cells import grouped
-from gennode.sharding.plan.groups import EXACT_MACHINES
 from gennode.sharding.plan.pipeline import Pool
 from gennode.sharding.plan.rows import QUICKEST_S
+from gennode.sharding.plan.shared import best_placement
 from gennode.sharding.plan.spare import lack, room_layers, spread
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
@@ -24,11 +23,8 @@ from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 
 # No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
 FASTEST_LAYER_S = 1e-6
-# So few peers may be better off sharing machines between routes than each in its own pipeline; of
-# fewer still, the pipelines are the best there are.
+# So few peers may be better off sharing machines between routes than each in its own pipeline.
 SHARED_PEERS = 24
-
-Pipelines = tuple[tuple[Hop, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -71,39 +67,14 @@ def plan(snapshot: Snapshot) -> Plan:
     pool.refine(groups)
     found = [pool.hops(group) for group in groups]
     pipelines = tuple(sorted(found, key=lambda hops: hops[0].peer))
-    hosts = spread(peers, _shares(pipelines), demand)
-    if EXACT_MACHINES < len(peers) <= SHARED_PEERS:
-        pipelines, hosts = _helped(pipelines, hosts, by_peer, demand)
+    if pipelines and len(peers) <= SHARED_PEERS:
+        pipelines, hosts = best_placement(pipelines, by_peer, pool)
+    else:
+        shares = {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}
+        hosts = spread(peers, shares, demand)
     rate, mean_s = predicted(pipelines, by_peer, demand)
     missing = "" if pipelines else lack(peers, hosts, demand)
     return Plan(snapshot.epoch, hosts, pipelines, rate, mean_s, missing)
-
-
-def _shares(pipelines: Pipelines) -> dict[PeerId, Span]:
-    return {hop.peer: hop.span for pipeline in pipelines for hop in pipeline}
-
-
-def _helped(
-    pipelines: Pipelines,
-    hosts: tuple[Hop, ...],
-    by_peer: Mapping[PeerId, Candidate],
-    demand: Demand,
-) -> tuple[Pipelines, tuple[Hop, ...]]:
-    """Give up pipelines that are late, if their machines are worth more at the others' side."""
-    worth, in_time = 0.0, []
-    for pipeline in pipelines:
-        stages = [predict.Stage(by_peer[hop.peer], hop.span.layers) for hop in pipeline]
-        worth += predict.worth(stages, demand)
-        if predict.best_rate(stages, demand, demand.step_limit_s) > 0.0:
-            in_time.append(pipeline)
-    if not in_time or len(in_time) == len(pipelines):
-        return pipelines, hosts
-    kept = tuple(in_time)
-    helped = spread(list(by_peer.values()), _shares(kept), demand)
-    held = [(by_peer[hop.peer], hop.span) for hop in helped]
-    if flow(held, demand, demand.step_limit_s, kept).rate_token_s > worth:
-        return kept, helped
-    return pipelines, hosts
 
 
 def bounded(one: Candidate) -> Candidate:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gennode.sharding.predict import LATE_FACTOR, MAX_LOAD
+from gennode.sharding.predict import LATE_FACTOR, LATE_SHARE, MAX_LOAD
 from gennode.wire.snapshot import Candidate, Demand
 
 Array = NDArray[np.float64]
@@ -192,7 +192,8 @@ def worth(rows: Rows, layers: Array) -> Array:
     idle_s = step_s(rows, layers, rows.zeros)
     in_time = idle_s < limit_s
     limits_s = np.where(in_time, limit_s, LATE_FACTOR * idle_s)
-    share = np.where(in_time, 1.0, limit_s / np.maximum(limits_s, limit_s))
+    late = limit_s / np.maximum(limits_s, limit_s)
+    share = np.where(in_time, 1.0, late * late * LATE_SHARE)
     fits = (least(rows.capacity - layers) >= 0) & (fewest(rows, layers) >= 1)
     fits &= (total(layers) == rows.demand.layers) & (sessions_of(rows, layers) >= 1)
-    return np.where(fits, best_rate(rows, layers, limits_s) * share * share, -1.0)
+    return np.where(fits, best_rate(rows, layers, limits_s) * share, -1.0)

@@ -19,12 +19,18 @@ def room_layers(candidate: Candidate, demand: Demand, sessions: int = 0) -> int:
 
 
 def spread(
-    peers: Sequence[Candidate], shares: Mapping[PeerId, Span], demand: Demand
+    peers: Sequence[Candidate],
+    shares: Mapping[PeerId, Span],
+    demand: Demand,
+    sessions: int = SPARE_SESSIONS,
+    *,
+    full: bool = True,
 ) -> tuple[Hop, ...]:
     """What every peer with room loads, in order of id: its share, or the weakest layers.
 
     Layers without a host come first, then those whose hosts compute least; of equal ones, those
-    that a peer holds already. As many layers are covered as there is room for.
+    that a peer holds already. `sessions`: for so many it keeps room for caches, if it has it; with
+    `full` not before all layers have a host, so as many are covered as there is room for.
     """
     hosts = [Hop(peer, span) for peer, span in shares.items()]
     speeds = {one.peer: 1 / max(1e-9, one.cost.fixed_s + one.cost.token_s) for one in peers}
@@ -34,8 +40,8 @@ def spread(
     spare = [one for one in peers if one.peer not in shares and room_layers(one, demand)]
     for one in sorted(spare, key=lambda one: (-room_layers(one, demand), one.peer)):
         width = room_layers(one, demand)
-        if all(copies):
-            width = room_layers(one, demand, SPARE_SESSIONS) or width
+        if not full or all(copies):
+            width = room_layers(one, demand, sessions) or width
         hop = Hop(one.peer, _weakest(supply, copies, width, one.held))
         _supply(hop, speeds[one.peer], supply, copies)
         hosts.append(hop)
