@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 
 from gennode.node.crowd.arrivals import GAPS, draw_lengths
-from gennode.node.crowd.brain import Brain
+from gennode.node.crowd.brain import Brain, Found
 from gennode.node.crowd.events import Events
 from gennode.node.crowd.member import Member, Owner
 from gennode.node.crowd.news import MAX_AGE_S, STEP_S, News
@@ -70,7 +70,7 @@ class Asking:
 
     # -- finding a way ------------------------------------------------------------------------
 
-    def _routes(self, session: Session, span: Span, entry: PeerId, count: int) -> list[list[Hop]]:
+    def _routes(self, session: Session, span: Span, entry: PeerId, count: int) -> Found:
         sight = self._news.seen(self._views.uniform(0.0, MAX_AGE_S - STEP_S))
         exclude = session.excluded(self._events.now_s)
         owner, is_new = session.owner, not session.has_run
@@ -95,9 +95,7 @@ class Asking:
             session.opened_s = self._events.now_s
         self._compute(session, session.legs)
 
-    def _take(
-        self, session: Session, found: Sequence[list[Hop]]
-    ) -> tuple[list[Hop], list[Member]] | float:
+    def _take(self, session: Session, found: Found) -> tuple[list[Hop], list[Member]] | float:
         """The first of these routes whose workers all take the session, or after how many
         seconds to look again. Who refused or is gone is left out for a while."""
         wait_s = 0.0

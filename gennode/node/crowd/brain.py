@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -21,12 +22,30 @@ from gennode.node.crowd.pool import (
 from gennode.node.prompt import PREFILL_CHUNK
 from gennode.sharding import capacity, predict, rebalance, replan
 from gennode.sharding.plan.plan import Plan, plan
-from gennode.sharding.route.route import Preferences, RouteBoard, Ways
+from gennode.sharding.route.route import Preferences, Route, RouteBoard, Ways
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, LayerCost, Snapshot
 
 _MAX_LINKS = 1 << 20  # that are remembered, some 200 MB
+
+
+class Found:
+    """Routes, the best first. The others are searched for when they are asked for: mostly the
+    first is taken. They can be gone through once."""
+
+    def __init__(self, each: Iterator[Route]) -> None:
+        self._first = next(each, None)
+        self._others = each
+
+    def __bool__(self) -> bool:
+        return self._first is not None
+
+    def __iter__(self) -> Iterator[list[Hop]]:
+        if self._first is not None:
+            yield list(self._first.hops)
+        for route in self._others:
+            yield list(route.hops)
 
 
 class Brain:
@@ -101,7 +120,7 @@ class Brain:
         exclude: frozenset[PeerId],
         count: int,
         is_new: bool,
-    ) -> list[list[Hop]]:
+    ) -> Found:
         """Chains of workers for a session, the best first; none if there is none.
 
         The owner counts the sessions that it opened or ended itself since then.
@@ -113,16 +132,15 @@ class Brain:
             step_limit_s=self.demand.step_limit_s,
             is_new=is_new,
         )
-        found = sight.board.routes(
+        each = sight.board.each_route(
             span,
             entry,
-            count=count,
             exclude=exclude,
             allow_cold=False,
             preferences=preferences,
             rng=self._rng,
         )
-        return [list(route.hops) for route in found]
+        return Found(islice(each, count))
 
     def link_time_s(self, source: PeerId, target: PeerId) -> float:
         """Seconds of a frame between two peers. No way is shorter by a third one: distances are

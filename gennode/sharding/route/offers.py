@@ -53,11 +53,12 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class Cells:
     """Layers between two of `edges`, rising, have the same hosts: [workers, cells]. `layers`:
-    how many each worker has of all."""
+    how many each worker has of all, at least 1; `is_host`: who has any."""
 
     edges: list[int]
     hosts: _Flags
-    layers: npt.NDArray[np.intp]
+    layers: Numbers
+    is_host: _Flags
 
 
 class Pool:
@@ -136,7 +137,9 @@ class Pool:
             edges = [span.start, *inner, span.end]
             hosts = self.hosts(span)
             layers = np.count_nonzero(hosts, axis=1)
-            cells = Cells(edges, hosts[:, np.array(edges[:-1]) - span.start], layers)
+            at = np.array(edges[:-1]) - span.start
+            shared = np.maximum(1, layers).astype(np.float64)
+            cells = Cells(edges, hosts[:, at], shared, layers > 0)
             self._cells[span] = cells
         return cells
 
@@ -236,29 +239,32 @@ def shortlisted(pool: Pool, asked: Asking, span: Span, entry: PeerId) -> Runs | 
     """The same shortlists of loaded workers as in a table without cold ones, as runs; None if
     some layer has nobody."""
     cells = pool.cells(span)
-    per_layer_s = asked.cost_s + (
-        (pool.entered_from(entry).around_s + asked.visit_s) / np.maximum(1, cells.layers)
-    )
-    usable = np.nonzero(asked.is_open & (cells.layers > 0))[0]
-    order = usable[np.argsort(per_layer_s[usable], kind="stable")]
+    links_s = (pool.entered_from(entry).around_s + asked.visit_s) / cells.layers
+    usable = (asked.is_open & cells.is_host).nonzero()[0]
+    order = usable[(asked.cost_s + links_s)[usable].argsort(kind="stable")]
     first = order[:_FIRST_LOOK]
     has = cells.hosts[first]
-    place = np.cumsum(has, axis=0, dtype=np.int16)
+    place = has.cumsum(axis=0, dtype=np.int16)
     if len(order) > _FIRST_LOOK and (place[-1] < SHORTLIST).any():
         first, has = order, cells.hosts[order]
-        place = np.cumsum(has, axis=0, dtype=np.int16)
+        place = has.cumsum(axis=0, dtype=np.int16)
     if not len(first) or not place[-1].all():
         return None
-    marked = np.zeros((len(first), len(cells.edges) + 1), dtype=np.int8)
-    marked[:, 1:-1] = has & (place <= SHORTLIST)
-    change = np.diff(marked, axis=1)
-    begins: list[list[int]] = [[] for _ in cells.edges]
-    ends: list[list[int]] = [[] for _ in cells.edges]
-    for at, sign in ((begins, 1), (ends, -1)):
-        rows, edges = np.nonzero(change == sign)
-        for worker, edge in zip(first[rows].tolist(), edges.tolist(), strict=True):
-            at[edge].append(worker)
-    return Runs(cells.edges, begins, ends)
+    listed = np.zeros((len(first), len(cells.edges) + 1), dtype=np.int8)
+    listed[:, 1:-1] = has & (place <= SHORTLIST)
+    change = listed[:, 1:] - listed[:, :-1]
+    at, where = change.nonzero()
+    begins: dict[int, list[int]] = {}
+    ends: dict[int, list[int]] = {}
+    signs = change[at, where].tolist()
+    for worker, edge, sign in zip(first[at].tolist(), where.tolist(), signs, strict=True):
+        (begins if sign > 0 else ends).setdefault(edge, []).append(worker)
+    places = sorted(begins.keys() | ends.keys())
+    return Runs(
+        [cells.edges[edge] for edge in places],
+        [begins.get(edge, []) for edge in places],
+        [ends.get(edge, []) for edge in places],
+    )
 
 
 class Table:

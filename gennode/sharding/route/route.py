@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from random import Random
+
+import numpy as np
 
 from gennode.sharding.route.chain import cheapest_chain
 from gennode.sharding.route.offers import (
@@ -121,20 +124,36 @@ class RouteBoard:
         rng: Random | None = None,
     ) -> list[Route]:
         """The best chain and others that can stand in for it; see `choose_routes`."""
-        if span.layers <= 0 or count <= 0:
-            return []
+        each = self.each_route(
+            span, entry, exclude=exclude, allow_cold=allow_cold, preferences=preferences, rng=rng
+        )
+        return list(islice(each, max(0, count)))
+
+    def each_route(
+        self,
+        span: Span,
+        entry: PeerId,
+        *,
+        exclude: frozenset[PeerId] = frozenset(),
+        allow_cold: bool = True,
+        preferences: Preferences = NO_PREFERENCES,
+        rng: Random | None = None,
+    ) -> Iterator[Route]:
+        """The same one after the other, each searched for when it is asked for."""
+        if span.layers <= 0:
+            return
         asked = asking(self._pool, span.end, exclude, preferences, rng)
-        found: list[Route] = []
-        while len(found) < count:
+        found: list[tuple[Hop, ...]] = []
+        while True:
             route = self._chosen(span, entry, asked, preferences, allow_cold)
-            if isinstance(route, Gap) or any(route.hops == known.hops for known in found):
-                break
-            found.append(route)
+            if isinstance(route, Gap) or route.hops in found:
+                return
+            found.append(route.hops)
+            yield route
             shared_s = asked.extra_s.copy()
             for peer in {hop.peer for hop in route.hops}:
                 shared_s[self._pool.index[peer]] += _SHARED_LAYER_S
             asked = replace(asked, extra_s=shared_s)
-        return found
 
     def load(
         self, span: Span, entry: PeerId, *, preferences: Preferences = NO_PREFERENCES
@@ -183,7 +202,7 @@ class RouteBoard:
         if allow_cold:
             table.add_cold()
         if not all(table.rows):
-            return self._gap(table)
+            return self._gap(span, asked, [at for at, row in enumerate(table.rows) if not row])
         ends = table.entry
 
         def search(hop_price_s: float) -> Route | None:
@@ -205,7 +224,8 @@ class RouteBoard:
         pool = self._pool
         runs = shortlisted(pool, asked, span, entry)
         if runs is None:
-            return self._gap(Table(pool, asked, span, entry))
+            offered = np.count_nonzero(pool.hosts(span)[asked.is_open], axis=0)
+            return self._gap(span, asked, (offered == 0).nonzero()[0].tolist())
         ends, own_s = pool.entered_from(entry), asked.cost_s.tolist()
 
         def search(hop_price_s: float) -> Route | None:
@@ -269,21 +289,20 @@ class RouteBoard:
         peers = self._pool.peers
         return tuple(Hop(peers[worker], Span(start, end)) for worker, start, end in stints)
 
-    def _gap(self, table: Table) -> Gap:
-        hosted = table.asked.is_known
-        bare = [layer for layer, row in enumerate(table.rows) if not row]
-        has = [bool((table.hosts[:, layer] & hosted).any()) for layer in bare]
+    def _gap(self, span: Span, asked: Asking, bare: Sequence[int]) -> Gap:
+        """What there is in place of a route. `bare`: layers of `span` that nobody offers."""
+        hosts = np.count_nonzero(self._pool.hosts(span)[asked.is_known], axis=0).tolist()
+        known = [hosts[layer] > 0 for layer in bare]
         parts = {
-            "no live worker": [layer for layer, held in zip(bare, has, strict=True) if not held],
+            "no live worker": [layer for layer, held in zip(bare, known, strict=True) if not held],
             "only workers that are full": [
-                layer for layer, held in zip(bare, has, strict=True) if held
+                layer for layer, held in zip(bare, known, strict=True) if held
             ],
         }
         reasons = []
         spans: list[Span] = []
         for what, layers in parts.items():
-            first = table.span.start
-            runs = _stints((first + layer, 0) for layer in layers)
+            runs = _stints((span.start + layer, 0) for layer in layers)
             found = [Span(start, end) for _, start, end in runs]
             if found:
                 reasons.append(f"layers {', '.join(map(str, found))} have {what}")
