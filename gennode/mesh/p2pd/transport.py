@@ -172,9 +172,13 @@ class P2pdTransport:
 
     async def close(self) -> None:
         self._down = self._down or "the transport is closed"
+        # A stream that was just accepted comes to be a turn of the loop later. asyncio's server
+        # must not be closed before that: it would lose the socket (CPython's issue 109564).
+        for listening in (socket for server in self._servers for socket in server.sockets):
+            self._loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0)
         for server in self._servers:
             server.close()
-        await asyncio.sleep(0)  # streams that were just accepted come to be, and can be closed
         for stream in list(self._streams):
             stream.abort()
         async with self._launching:  # a daemon that is just being started must not stay behind
