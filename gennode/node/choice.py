@@ -82,8 +82,8 @@ class RouteChoice:
         `is_new`: for a session that has not begun, which no worker gives its last seats.
         """
         known = self._boards.get(model)
-        is_new = known is None or known.version != self._directory.version
-        if known is None or is_new or now_s - known.made_s >= BOARD_S:
+        is_stale = known is None or known.version != self._directory.version
+        if known is None or is_stale or now_s - known.made_s >= BOARD_S:
             board = self._make_board(model, now_s)
             load = board.load(span, entry, preferences=self._preferences(Mode.QUICKEST, now_s))
             mode = choose_mode(known.mode if known else Mode.QUICKEST, load)
