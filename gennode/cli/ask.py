@@ -106,6 +106,7 @@ def run_ask(
             transport_name=how["transport"],
             progress=progress,
             peers=peers,
+            frugal=how["cheapest"],
             **quiet,
         ) as asker:
             if as_json:

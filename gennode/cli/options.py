@@ -124,7 +124,7 @@ def transport_option(command: F) -> F:
 
 
 def sampling_options(command: F) -> F:
-    """How tokens are chosen."""
+    """How tokens are chosen and travel, and what an answer may cost."""
     for option in (
         click.option(
             "--max-tokens",
@@ -160,6 +160,11 @@ def sampling_options(command: F) -> F:
             default="int8-outlier",
             show_default=True,
             help="How states travel.",
+        ),
+        click.option(
+            "--cheapest",
+            is_flag=True,
+            help="Prefer a low price to a quick answer, while workers have room.",
         ),
     ):
         command = option(command)

@@ -135,11 +135,13 @@ async def asking(
     on_failover: Callable[[Failover], None] = lambda _failover: None,
     progress: ShowProgress = unwatched,
     peers: Path | None = None,
+    frugal: bool = False,
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any.
 
     `model`: a folder, a name or an id; or `PEER/NAME` for the newest version of a line.
     `peers`: the file by which it finds old acquaintances again, if it is given no `bootstrap`.
+    `frugal`: a low price counts for more than a quick answer, as long as workers have room.
     """
     owner = None
     if not is_model_id(model) and not is_line(model):
@@ -155,6 +157,7 @@ async def asking(
         on_event=lambda event: asker.heard(event),  # noqa: PLW0108 - it is not there yet
     ) as started:
         node = started.node
+        node.machine.owning.be_frugal(frugal)
         with progress("looking for workers", unit="steps"):
             await node.bootstrap(bootstrap)
             if owner is not None:

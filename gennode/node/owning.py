@@ -67,6 +67,10 @@ class OwnerMachine:
                     return found
         return found
 
+    def be_frugal(self, frugal: bool) -> None:
+        """Whether a low price counts for more than a quick answer, while there is room."""
+        self._choice.frugal = frugal
+
     def warm_route(
         self, model: ModelId, span: Span, entry: PeerId, avoid: frozenset[PeerId], now_s: float
     ) -> Route | Gap:
