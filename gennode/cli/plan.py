@@ -76,7 +76,11 @@ def _show(found: Survey) -> None:
     Console().print(table)
     limit_ms = found.step_limit_s * 1e3
     note(f"at up to {limit_ms:.0f} ms a token, all sessions together:")
-    note(f"  now   {found.rate_now_token_s:8.1f} tokens/s, {found.step_now_s * 1e3:.0f} ms each")
+    if found.step_now_s is None:
+        note("  now   nothing")
+    else:
+        now_ms = found.step_now_s * 1e3
+        note(f"  now   {found.rate_now_token_s:8.1f} tokens/s, {now_ms:.0f} ms each")
     planned_ms = found.step_planned_s * 1e3
     note(f"  plan  {found.rate_planned_token_s:8.1f} tokens/s, {planned_ms:.0f} ms each")
     if found.missing:

@@ -22,7 +22,7 @@ from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
 from gennode.sharding.flow.flow import flow
 from gennode.sharding.plan.plan import plan
-from gennode.sharding.replan import decide
+from gennode.sharding.replan import chains_in, decide
 from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
@@ -51,7 +51,8 @@ class Survey(msgspec.Struct, frozen=True):
     step_limit_s: float
     peers: tuple[PlannedPeer, ...]
     rate_now_token_s: float
-    step_now_s: float
+    step_now_s: float | None
+    """How long a token takes now, on average; None if nothing flows."""
     rate_planned_token_s: float
     step_planned_s: float
     missing: str
@@ -64,7 +65,8 @@ def survey_of(snapshot: Snapshot, movable: Snapshot) -> Survey:
     """What a placement achieves, and what a plan would; `movable`: without those that stay."""
     made, decision = plan(snapshot), decide(movable)
     held = [(one, one.held) for one in snapshot.peers if one.held.layers]
-    now = flow(held, snapshot.demand, snapshot.demand.step_limit_s)
+    demand = snapshot.demand
+    now = flow(held, demand, demand.step_limit_s, chains_in(held, demand, made))
     loads = {hop.peer: hop.span for hop in made.hosts}
     shares = {
         hop.peer: (number, hop.span)
@@ -86,11 +88,11 @@ def survey_of(snapshot: Snapshot, movable: Snapshot) -> Survey:
 
     return Survey(
         model=ModelId(snapshot.model),
-        layers=snapshot.demand.layers,
-        step_limit_s=snapshot.demand.step_limit_s,
+        layers=demand.layers,
+        step_limit_s=demand.step_limit_s,
         peers=tuple(row(one) for one in snapshot.peers),
         rate_now_token_s=now.rate_token_s,
-        step_now_s=now.step_s,
+        step_now_s=now.step_s if now.rate_token_s > 0 else None,
         rate_planned_token_s=made.rate_token_s,
         step_planned_s=made.step_s,
         missing=made.missing,

@@ -54,11 +54,11 @@ def decide(snapshot: Snapshot, accepted: Sequence[Hop] = ()) -> Decision:
     demand = snapshot.demand
     by_peer = {one.peer: one for one in snapshot.peers}
     held = [(one, one.held) for one in hosts_of(snapshot)]
-    now_rate = worth_of(held, demand, _chains(held, demand, found))
+    now_rate = worth_of(held, demand, chains_in(held, demand, found))
     aimed = {hop.peer: hop.span for hop in accepted if hop.peer in by_peer}
     if aimed:
         going = [(one, aimed.get(one.peer, one.held)) for one in snapshot.peers]
-        now_rate = max(now_rate, worth_of(going, demand, _chains(going, demand, found)))
+        now_rate = max(now_rate, worth_of(going, demand, chains_in(going, demand, found)))
     planned = [(by_peer[hop.peer], hop.span) for hop in found.hosts]
     return _weighed(found, worth_of(planned, demand, found.pipelines), now_rate, planned)
 
@@ -86,7 +86,7 @@ def _weighed(
     return Decision(found, gain, f"a new plan gives {more}")
 
 
-def _chains(
+def chains_in(
     hosts: Sequence[tuple[Candidate, Span]], demand: Demand, found: Plan
 ) -> tuple[tuple[Hop, ...], ...]:
     """The pipelines of a plan that are there already, and chains of the other hosts."""
