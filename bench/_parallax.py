@@ -35,7 +35,7 @@ from gennode.wire.snapshot import Candidate
 PARAMETER_SHARE = 0.65
 FILLINGS = 40  # halvings in the search for the water's level
 MAX_STATES = 60_000
-MAX_DYNAMIC = 256  # nodes: recursion goes as deep, and so many always have too many states
+MAX_DYNAMIC = 128  # nodes: recursion goes as deep, and twice as many have too many states
 
 Placement = tuple[list[tuple[Candidate, Span]], list[tuple[Hop, ...]]]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench import _optimum, _parallax, _petals
 from bench._pools import MODELS, Pool, pool_of
+from bench._trial import Task, run
 from gennode.sharding.flow.flow import flow
 from gennode.sharding.predict import Stage, best_rate, worth
 from gennode.wire.announcement import Machine
@@ -165,3 +166,12 @@ def test_pools_replay_and_some_lack_memory() -> None:
         for one, other in itertools.combinations(pool_of(3, 64, MODELS[0]).candidates, 2)
     ]
     assert all(way_s < 0.04 or 0.06 < way_s < 0.21 for way_s in ways_s)
+
+
+@pytest.mark.parametrize(("seed", "size", "model"), [(3, 12, 1), (9, 8, 2), (20, 8, 2)])
+def test_ours_is_not_behind_where_it_once_was(seed: int, size: int, model: int) -> None:
+    # caches that were short, pipelines that were all late, and machines worth sharing
+    result = run(Task(seed, size, model))
+    assert not result.crash
+    assert result.duels
+    assert all(duel.ratio >= 0.98 for duel in result.duels)
