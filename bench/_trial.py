@@ -23,7 +23,7 @@ from gennode.wire.snapshot import Candidate
 
 LIMITS_S = (*(0.025 * 2 ** (step / 2) for step in range(17)), 10.0)
 ENOUGH = 0.9
-LATENCY_UP_TO = 24  # peers: the reverse asks for several more judgements
+LATENCY_UP_TO = 16  # peers: the reverse asks for several more judgements
 MAX_OPTIMUM_LIMIT_S = 100.0
 
 # All that a planner's own bugs raise; the rest (no memory, say) ends the bench.

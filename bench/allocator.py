@@ -33,7 +33,7 @@ from gennode.sharding.plan.plan import plan
 
 SIZES = (8, 12, 16, 24, 64, 256)
 FULL = dict.fromkeys(SIZES, 60)
-QUICK = {8: 4, 12: 2, 16: 2, 24: 1, 64: 1}
+QUICK = {8: 3, 12: 1, 16: 1, 24: 1, 64: 1}
 OPTIMUM_SIZES = (2, 3, 4, 5, 6)
 FULL_OPTIMA, QUICK_OPTIMA = 60, 2
 WORSE = 0.98
