@@ -10,9 +10,9 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
-from gennode.node.hop import IDLE_S, ORPHAN_S, UNUSED_S, HopMachine
+from gennode.node.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, ModelId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (
     FIRST,
@@ -290,76 +290,6 @@ def test_pings_tell_how_far_each_hop_is() -> None:
     assert pong == Pong(SESSION, 5, ((2, 0, True),))
     [pong] = _sent(machine.receive(SPARE, Ping(SESSION, 5), b"", 0.0))
     assert pong == Pong(SESSION, 5, ())  # nobody else's business
-
-
-def _fill(
-    machine: HopMachine, owner: PeerId, count: int, now_s: float, *, lost_a_hop: bool = False
-) -> int:
-    """Open sessions of an owner; how many of them are taken."""
-    taken = 0
-    first = opening(1, attempt=1, rebuild_until=1) if lost_a_hop else opening(1)
-    for number in range(count):
-        session = msgspec.structs.replace(first, session=_name(owner, number))
-        taken += isinstance(machine.receive(owner, session, b"", now_s)[0], Run)
-    return taken
-
-
-def _name(owner: PeerId, number: int) -> SessionId:
-    return SessionId(owner.encode()[-15:] + bytes([number]))
-
-
-def test_few_owners_can_not_take_all_sessions() -> None:
-    machine = hop_machine(SECOND)
-    assert [_fill(machine, owner, 8, 0.0) for owner in (OWNER, SPARE, THIRD)] == [8, 4, 2]
-    assert _fill(machine, FIRST, 1, 0.0) == 0
-
-
-def test_the_last_seats_are_for_sessions_that_lost_a_hop() -> None:
-    machine = hop_machine(SECOND)
-    assert [_fill(machine, owner, 8, 0.0) for owner in (OWNER, SPARE, THIRD)] == [8, 4, 2]
-    [refusal] = _sent(machine.receive(FIRST, opening(1), b"", 0.0))
-    assert isinstance(refusal, Refuse)
-    assert "the last 2 sessions are kept" in refusal.reason
-    refused_elsewhere = opening(1, attempt=3)  # never began, so it has nothing to rebuild
-    assert isinstance(_sent(machine.receive(FIRST, refused_elsewhere, b"", 0.0))[0], Refuse)
-    survivor = opening(1, attempt=1, rebuild_until=0)  # says itself that it has a hop here
-    assert isinstance(_sent(machine.receive(FIRST, survivor, b"", 0.0))[0], Refuse)
-    assert _fill(machine, FIRST, 3, 0.0, lost_a_hop=True) == 2
-    assert machine.sessions == 16
-
-
-def test_who_lies_about_a_lost_hop_gets_no_more_than_an_owners_share() -> None:
-    machine, liar = hop_machine(SECOND), FIRST
-    assert _fill(machine, liar, 16, 0.0, lost_a_hop=True) == 8  # as without a lie
-    crowded = hop_machine(SECOND)
-    assert [_fill(crowded, owner, 6, 0.0) for owner in (OWNER, SPARE, THIRD)] == [6, 6, 2]
-    assert _fill(crowded, THIRD, 8, 0.0, lost_a_hop=True) == 2  # its own that are there already
-    assert crowded.sessions == 14
-    assert _fill(crowded, liar, 8, 0.0, lost_a_hop=True) == 2
-    assert len(crowded.tick(UNUSED_S + 1)) == 16  # and keeps none that it does not use
-
-
-@pytest.mark.parametrize(("seats", "for_new"), [(3, 3), (4, 3), (16, 14)])
-def test_small_workers_keep_one_seat_or_none(seats: int, for_new: int) -> None:
-    machine = hop_machine(
-        SECOND, max_sessions=seats, max_sessions_of_one_owner=16, max_sessions_when_full=16
-    )
-    assert _fill(machine, OWNER, 16, 0.0) == for_new
-    assert _fill(machine, SPARE, 16, 0.0, lost_a_hop=True) == seats - for_new
-
-
-def test_sessions_that_were_never_used_make_way_while_others_wait() -> None:
-    machine = hop_machine(SECOND)
-    _open(machine)
-    _pass(machine, 0, 0)
-    assert _fill(machine, SPARE, 8, 0.0) == 8
-    for number in range(8):  # its owner is alive
-        machine.receive(SPARE, Ping(_name(SPARE, number), 0), b"", UNUSED_S)
-    machine.receive(OWNER, Ping(SESSION, 0), b"", UNUSED_S)
-    assert machine.tick(UNUSED_S + 1) == []  # nobody waits
-    assert _fill(machine, THIRD, 4, UNUSED_S + 1) == 3
-    assert len(machine.tick(UNUSED_S + 1)) == 8
-    assert machine.sessions == 1 + 3
 
 
 def test_a_silent_owner_is_forgotten() -> None:
