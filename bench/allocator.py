@@ -32,10 +32,10 @@ from bench._trial import Duel, Result, Task, run
 from gennode.sharding.plan.plan import plan
 
 SIZES = (8, 12, 16, 24, 64, 256)
-FULL = dict.fromkeys(SIZES, 60)
+FULL_POOLS = 60
 QUICK = {8: 3, 12: 1, 16: 1, 24: 1, 64: 1}
 OPTIMUM_SIZES = (2, 3, 4, 5, 6)
-FULL_OPTIMA, QUICK_OPTIMA = 60, 2
+QUICK_OPTIMA = 2
 WORSE = 0.98
 PLAN_SIZES, PLAN_RUNS = (30, 1000, 10_000), 3
 COLUMNS = ("peers", "pools", "lack", "rival", "ratio", "worst", "latency", "alone", "raises")
@@ -125,8 +125,13 @@ def main() -> None:
     """Judge, and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller pools")
-    quick = parser.parse_args().quick
-    work = list(tasks(QUICK, QUICK_OPTIMA) if quick else tasks(FULL, FULL_OPTIMA))
+    parser.add_argument(
+        "--pools", type=int, default=FULL_POOLS, help="of each size and model, in a full run"
+    )
+    options = parser.parse_args()
+    quick = options.quick
+    full = tasks(dict.fromkeys(SIZES, max(1, options.pools)), max(1, options.pools))
+    work = list(tasks(QUICK, QUICK_OPTIMA) if quick else full)
     results = list(judged(work))
     duelled = [one for one in results if not one.task.optimum]
     shares = [one.optimum for one in results if one.optimum is not None]
