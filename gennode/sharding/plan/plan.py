@@ -17,12 +17,11 @@ from gennode.sharding.plan.pipeline import Pool
 from gennode.sharding.plan.rows import QUICKEST_S
 from gennode.sharding.plan.shared import best_placement
 from gennode.sharding.plan.spare import lack, room_layers, spread
+from gennode.sharding.snapshots import FASTEST_LAYER_S
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 
-# No machine is quicker; a peer that claims to be (0 s, say) must not outweigh all others.
-FASTEST_LAYER_S = 1e-6
 # So few peers may be better off sharing machines between routes than each in its own pipeline.
 SHARED_PEERS = 24
 
