@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from gennode.node.crowd.arrivals import GAPS, draw_lengths
 from gennode.node.crowd.brain import Brain, Found
 from gennode.node.crowd.events import Events
-from gennode.node.crowd.member import Member, Owner
+from gennode.node.crowd.member import Leg, Member, Owner, Session, legs_of
 from gennode.node.crowd.news import MAX_AGE_S, STEP_S, News
-from gennode.node.crowd.physics import Leg, prefill_s, step_s
-from gennode.node.crowd.session import Session, legs_of
+from gennode.node.crowd.physics import prefill_s, step_s
 from gennode.node.crowd.tally import Tally
 from gennode.node.owning import SHUN_S
 from gennode.node.patience import MIN_PATIENCE_S

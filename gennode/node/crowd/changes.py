@@ -14,10 +14,9 @@ from collections.abc import Mapping
 from gennode.node.crowd.asking import Asking
 from gennode.node.crowd.brain import Brain
 from gennode.node.crowd.events import Events
-from gennode.node.crowd.member import NOTHING, Member
+from gennode.node.crowd.member import NOTHING, Member, Session
 from gennode.node.crowd.news import News
 from gennode.node.crowd.pool import DISK_BYTES_PER_S
-from gennode.node.crowd.session import Session
 from gennode.node.crowd.tally import Tally
 from gennode.node.moves.move import DRAIN_LIMIT_S, GAP_DRAIN_S, GAP_SETTLE_S
 from gennode.wire.ids import PeerId, Span

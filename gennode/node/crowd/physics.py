@@ -10,13 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gennode.node.crowd.member import Member, Owner
+from gennode.node.crowd.member import Leg, Member, Owner
 from gennode.node.prompt import PREFILL_CHUNK
 from gennode.sharding.predict import MAX_LOAD
 from gennode.wire.snapshot import Candidate, Demand
-
-Leg = tuple[Member, int]
-"""A hop: a worker, and how many layers it computes there."""
 
 
 def stay_s(member: Member, layers: int, rate: float) -> float:
