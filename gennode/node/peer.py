@@ -207,7 +207,7 @@ class PeerMachine:
     ) -> Sequence[PeerAction]:
         """React to a message; RemoteError if its sender broke the protocol."""
         self.owning.heard(sender, now_s)
-        self._absence.heard(sender)
+        self._absence.heard(sender, now_s)
         match message:
             case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
@@ -216,7 +216,9 @@ class PeerMachine:
                 replies = self.releases.receive(sender, message)
                 return [Send(peer, reply) for peer, reply in replies]
             case Missing():
-                knocks = self.addresses(message.peer) and self._absence.knocks(message.peer, now_s)
+                knocks = self.addresses(message.peer) and self._absence.knocks(
+                    message.peer, sender, now_s
+                )
                 return [Send(message.peer, Probe(0))] if knocks else []
             case Probe() | Echo():
                 echoes = self.distances.receive(sender, message, payload, now_s)

@@ -83,7 +83,7 @@ class SessionMachine:
         self._find_hops = find_hops
         self._state = _State.OPENING
         self._since_s = 0.0
-        self._seeking_s = 0.0  # since when nobody covers some layers
+        self._seeking_s: float | None = None  # since when nobody covers some layers
         self._attempt = 0
         self._steps: list[OwnerStep] = []  # in position order: any hop can be rebuilt from them
         self._next_number = 0
@@ -280,7 +280,7 @@ class SessionMachine:
         avoid = frozenset(self._avoid)
         found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
         if isinstance(found, str):
-            if self._state is not _State.SEEKING:
+            if self._seeking_s is None:
                 self._seeking_s = now_s
             if self._is_hopeless(now_s):
                 self._enter(_State.OVER, now_s)
@@ -299,7 +299,7 @@ class SessionMachine:
     def _is_hopeless(self, now_s: float) -> bool:
         if self._repair is None or now_s - self._repair.since_s > REPAIR_LIMIT_S:
             return True
-        return now_s - self._seeking_s > SEEK_LIMIT_S
+        return self._seeking_s is not None and now_s - self._seeking_s > SEEK_LIMIT_S
 
     def _goodbye(self, hops: tuple[Hop, ...] | list[Hop]) -> list[Action]:
         close = Close(self.terms.session)
@@ -343,6 +343,7 @@ class SessionMachine:
         self._waiting.remove(index)
         if self._waiting:
             return []
+        self._seeking_s = None  # somebody took the layers on
         return self._open_survivors(now_s) if self._state is _State.OPENING else self._resume(now_s)
 
     def _answered_positions(self) -> int:

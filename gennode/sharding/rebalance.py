@@ -27,6 +27,9 @@ NEAR_SHARE = 1 / 8
 # would flow: the neediest one and some others. It takes milliseconds for each.
 MAX_JUDGED_HOSTS, JUDGED_WINDOWS = 16, 5
 
+# Who takes longer to load comes after all who close less of a gap, but sooner: prompts wait.
+LONG_LOAD_S = 30.0
+
 # Gaps are closed one after the other, the first few of them now.
 MAX_GAPS = 16
 
@@ -107,7 +110,7 @@ def next_move(
             continue
         for span in _moves_of(one, gaps, counts, supply):
             key = (_move_key(one, span, counts, demand), one.peer, span)
-            if key[0][0] < 0 and (best is None or key < best):
+            if key[0][1] < 0 and (best is None or key < best):
                 best = key
     if best is None:
         return None
@@ -288,10 +291,11 @@ def _towards(held: Span, alone: Span, gap: Span, width: int, *, upwards: bool) -
 
 
 def _move_key(one: Candidate, span: Span, counts: _Counts, demand: Demand) -> tuple[float, ...]:
-    """The lower the better: minus the layers that are closed, whether layers are given up, when
-    all is loaded, when a token has been computed."""
+    """The lower the better: whether loading takes long, minus the layers that are closed, whether
+    layers are given up, when all is loaded, when a token has been computed."""
     kept = max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
     closed = int(np.count_nonzero(counts[span.start : span.end] == 0))
     gives_up = kept < min(one.held.end, demand.layers) - min(one.held.start, demand.layers)
     load_s = (span.layers - kept) * one.move_s
-    return -closed, float(gives_up), load_s, stage_s(one, span.layers, 0.0)
+    is_late = float(load_s > LONG_LOAD_S)
+    return is_late, -closed, float(gives_up), load_s, stage_s(one, span.layers, 0.0)

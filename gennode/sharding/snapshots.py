@@ -43,14 +43,14 @@ def candidate_of(
     number_bytes: int = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
 ) -> Candidate | None:
-    """What a peer would be worth for a model; None if it neither hosts nor offers to.
+    """What a peer would be worth for a model; None if it neither hosts nor offers to in earnest.
 
     What the peer measured on this model is believed before what follows from its machine.
     Claims are cut to what is possible, and room that the peer's own memory contradicts is not
     counted. Never raises.
     """
     hosting = announcement.hosting_of(model)
-    if hosting is None:
+    if hosting is None or not hosting.serves:
         return None
     planned = min(positions, shape.max_positions)
     held = _held(hosting, shape)

@@ -13,6 +13,8 @@ from gennode.wire.ids import BoundedPeerId, LayerIndex, ModelId, Span
 
 MAX_HOSTED_MODELS = 8  # an old and a new version of a few models: more would share one engine
 
+SLOWEST_LAYER_S = 10.0  # a route of a few such layers takes minutes for a token
+
 
 class Hosting(msgspec.Struct, frozen=True, array_like=True):
     """What a peer hosts of one model: disjoint spans in rising order.
@@ -45,6 +47,11 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
             if span.start < end:
                 raise ValueError("spans out of order")
             end = span.end
+
+    @property
+    def serves(self) -> bool:
+        """Whether it takes sessions at all, and computes a layer while somebody waits."""
+        return self.max_sessions > 0 and self.layer_time_s <= SLOWEST_LAYER_S
 
     @property
     def cold_layers(self) -> int:

@@ -14,7 +14,9 @@ from gennode.wire.messages import Missing
 
 ABSENT_S = 60.0  # longer than the directory holds on to a peer that shows no life
 KNOCK_AGAIN_S = 5.0  # how often we knock at one door, whoever sends us there
-KNOCKS = 32  # at so many doors within that time
+KNOCKS = 64  # at so many doors within that time, and at so many of them on one peer's word
+KNOCKS_OF_ONE = 4
+DOUBT_S = 1.0  # what still comes in so soon after a link broke was sent before it did
 TELL_AGAIN_S = 10.0
 
 
@@ -25,11 +27,13 @@ class Absence:
     def __init__(self) -> None:
         self._since: dict[PeerId, float] = {}
         self._told: dict[PeerId, float] = {}
-        self._knocked: dict[PeerId, float] = {}
+        self._knocked: dict[PeerId, tuple[float, PeerId]] = {}
 
-    def heard(self, peer: PeerId) -> None:
+    def heard(self, peer: PeerId, now_s: float) -> None:
         """A peer said something, so it is there."""
-        self._since.pop(peer, None)
+        self._knocked.pop(peer, None)
+        if now_s - self._since.get(peer, -DOUBT_S) >= DOUBT_S:
+            self._since.pop(peer, None)
 
     def down(
         self, peer: PeerId, now_s: float, neighbours: Iterable[PeerId]
@@ -42,12 +46,17 @@ class Absence:
         self._told[peer] = now_s
         return [(other, Missing(peer)) for other in neighbours if other != peer]
 
-    def knocks(self, peer: PeerId, now_s: float) -> bool:
-        """Whether to knock at a peer's door, now that somebody says that it is gone."""
-        self._knocked = _younger(self._knocked, now_s, KNOCK_AGAIN_S)
-        if peer in self._since or peer in self._knocked or len(self._knocked) >= KNOCKS:
+    def knocks(self, peer: PeerId, teller: PeerId, now_s: float) -> bool:
+        """Whether to knock at a peer's door, now that `teller` says that it is gone."""
+        self._knocked = {
+            door: knock for door, knock in self._knocked.items() if now_s - knock[0] < KNOCK_AGAIN_S
+        }
+        of_teller = sum(who == teller for _, who in self._knocked.values())
+        if peer in self._since or peer in self._knocked:
             return False
-        self._knocked[peer] = now_s
+        if len(self._knocked) >= KNOCKS or of_teller >= KNOCKS_OF_ONE:
+            return False
+        self._knocked[peer] = (now_s, teller)
         return True
 
     def absent(self, now_s: float) -> frozenset[PeerId]:

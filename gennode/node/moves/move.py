@@ -38,6 +38,7 @@ GAP_DRAIN_S = 1.0
 # can't; the next one is named.
 GIVE_UP_S = 8.0
 MAX_PATIENCE_S = 120.0
+FORGIVE_S = 300.0  # who was passed over may be named again after this
 
 RETRY_S = 1.0  # after a fetch or a load that failed; twice as long after each further one
 MAX_RETRY_S, GAP_RETRY_S = 120.0, 1.0
@@ -147,7 +148,7 @@ class MoveMachine:
         self._retry_s = float("-inf")
         self._closing: Span | None = None  # the span that we were named for, to close a gap
         self._named_s: dict[PeerId, float] = {}  # since when who is named to close a gap
-        self._given_up: frozenset[PeerId] = frozenset()
+        self._given_up: dict[PeerId, float] = {}  # since when we count no longer on somebody
         self._free_s: dict[int, float] = {}  # since when we might let go of a layer
         self._left_s: dict[int, float] = {}  # since when a layer is withdrawn
         self.waits_for = ""
@@ -181,7 +182,9 @@ class MoveMachine:
         others = {
             one.peer: _layers(*hosting.spans)
             for one in view.live
-            if one.peer != self._peer and (hosting := one.hosting_of(self._model))
+            if one.peer != self._peer
+            and (hosting := one.hosting_of(self._model))
+            and hosting.serves
         }
         self._aim(now_s, view, others)
         self.waits_for = ""
@@ -216,10 +219,10 @@ class MoveMachine:
         held = _union([*others.values(), view.loaded - view.leaving])
         gap = _layers(Span(0, demand.layers)) - held
         if not gap:
-            self._closing, self._named_s, self._given_up = None, {}, frozenset()
+            self._closing, self._named_s = None, {}
             return None
         beside = self._beside(view, others)
-        moves = next_moves(view.snapshot, without=self._given_up, beside=beside)
+        moves = next_moves(view.snapshot, without=frozenset(self._given_up), beside=beside)
         named = {move.peer: move.span for move in moves}
         self._named_s = {peer: self._named_s.get(peer, now_s) for peer in named}
         self._give_up(now_s, view, named)
@@ -232,11 +235,14 @@ class MoveMachine:
 
     def _give_up(self, now_s: float, view: View, named: Mapping[PeerId, Span]) -> None:
         """Count no longer on others who were named long ago and did nothing."""
+        self._given_up = {
+            peer: at_s for peer, at_s in self._given_up.items() if now_s - at_s < FORGIVE_S
+        }
         for one in view.snapshot.peers:
             if one.peer in named and one.peer != self._peer:
                 load_s = named[one.peer].layers * one.move_s
                 if now_s - self._named_s[one.peer] > min(GIVE_UP_S + 2 * load_s, MAX_PATIENCE_S):
-                    self._given_up |= {one.peer}
+                    self._given_up[one.peer] = now_s
 
     def _beside(self, view: View, others: Mapping[PeerId, Layers]) -> list[Span]:
         """What is held beside the spans that the snapshot tells of: by whom no plan moves, too."""

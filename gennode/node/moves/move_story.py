@@ -49,7 +49,8 @@ HEAR_S = 3.0  # a newcomer listens for so long before it places itself
 FIRST_S = 16.0  # when the first workers are all there
 EVENT_S = 16.0  # from one event to the next: what it broke is mended by then
 EVENTS = 4
-COVER_LIMIT_S = 10.0
+COVER_LIMIT_S = 10.0  # nearly always; longer where who was named to close a gap fails at it
+LONGEST_COVER_S = 2 * COVER_LIMIT_S
 NOTICED_S = 4.0  # until then somebody may count on a worker that has lost power
 PATIENCE_S = 20.0  # of who asks while some layers have nobody
 STORY_LIMIT_S = 400.0
@@ -81,7 +82,7 @@ class MoveStory:
         return (
             self.right == PROMPTS
             and self.lost_by_move == 0
-            and max(self.cover_s, default=0.0) <= COVER_LIMIT_S
+            and max(self.cover_s, default=0.0) <= LONGEST_COVER_S
             and max(self.moved_by_join, default=0) <= 1
         )
 

@@ -21,7 +21,7 @@ from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import Send
 from gennode.node.plans.proposals import Decided, Pending, Planned, Proposals, Refused
 from gennode.node.plans.spread import Spread, standing
-from gennode.node.plans.witness import PACE, Pace, TakeSnapshot, Witness
+from gennode.node.plans.witness import PACE, Pace, TakeSnapshot, Witness, has_gap
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import PlanDigest, PlanSent, PlanWanted
@@ -98,6 +98,7 @@ class PlanningMachine:
         self._unix_s = 0.0
         self._next_look_s = float("-inf")
         self._current: Accepted | None = None
+        self._first_epoch: int | None = None  # of plans that follow each other too soon, the first
         self._proposals = Proposals(self._witness, pace)
         self._job: _Job | None = None
         self._jobs = 0
@@ -221,7 +222,18 @@ class PlanningMachine:
         plan = self._proposals.conclude(one, decision)
         if isinstance(plan, Refused):
             return [plan]
+        if self._comes_too_soon(one.digest.epoch) and not has_gap(one.proposal.snapshot):
+            reason = "it comes too soon after the plan before"
+            return [Refused(one.digest.publisher, one.digest.epoch, reason, is_proven=False)]
         return [self._accept(one.digest, one.sent, plan, one.proposal.snapshot)]
+
+    def _comes_too_soon(self, epoch: int) -> bool:
+        """Whether everybody would move again while they hardly have. Of the epoch after a plan's
+        another is accepted: it was made by those who did not know of ours."""
+        if self._first_epoch is None:
+            return False
+        since = epoch - self._first_epoch
+        return since > 1 and since * self._pace.epoch_s < self._pace.rest_s
 
     def _accept(
         self,
@@ -233,6 +245,12 @@ class PlanningMachine:
     ) -> Accepted:
         self._spread.follow(digest, sent, tell_first)
         self._quiet = None
+        if not (
+            self._first_epoch is not None
+            and self._first_epoch <= digest.epoch
+            and digest.epoch <= self._first_epoch + 1
+        ):
+            self._first_epoch = digest.epoch
         self._current = Accepted(digest.publisher, digest.epoch, plan, snapshot)
         return self._current
 

@@ -173,10 +173,12 @@ class Spread:
         caller = self._caller(asker)
         if caller.sent == wanted.proposal and now_s - caller.sent_s < SEND_AGAIN_S:
             return []
-        caller.sent, caller.sent_s = wanted.proposal, now_s
         answer = PlanSent(wanted.model, wanted.proposal)
+        if wanted.proposal != self._told.proposal:
+            return [Send(asker, answer)]
+        caller.sent, caller.sent_s = wanted.proposal, now_s
         self._upload.take(0.0, now_s)
-        if wanted.proposal != self._told.proposal or self._upload.level < len(self._sent):
+        if self._upload.level < len(self._sent):
             return [Send(asker, answer)]
         self._upload.take(len(self._sent), now_s)
         return [Send(asker, answer, self._sent)]

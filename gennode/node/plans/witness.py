@@ -267,3 +267,13 @@ class Witness:
 
 def _is_live(seen: _Seen) -> bool:
     return seen.left_s is None and bool(seen.facts)
+
+
+def has_gap(snapshot: Snapshot) -> bool:
+    """Whether nobody of a pool holds some layer."""
+    end = 0
+    for start, stop in sorted((one.held.start, one.held.end) for one in snapshot.peers):
+        if start > end:
+            break
+        end = max(end, stop)
+    return end < snapshot.demand.layers

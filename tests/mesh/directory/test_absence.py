@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from gennode.mesh.directory.absence import ABSENT_S, KNOCK_AGAIN_S, KNOCKS, TELL_AGAIN_S, Absence
+from gennode.mesh.directory.absence import (
+    ABSENT_S,
+    DOUBT_S,
+    KNOCK_AGAIN_S,
+    KNOCKS,
+    KNOCKS_OF_ONE,
+    TELL_AGAIN_S,
+    Absence,
+)
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Missing
 
@@ -14,7 +22,9 @@ def test_who_can_not_be_reached_is_absent_until_it_is_heard() -> None:
     told = absence.down(GONE, 0.0, [NEAR, GONE, FAR])
     assert told == [(NEAR, Missing(GONE)), (FAR, Missing(GONE))]
     assert absence.absent(1.0) == {GONE}
-    absence.heard(GONE)
+    absence.heard(GONE, DOUBT_S / 2)  # sent before its link broke
+    assert absence.absent(1.0) == {GONE}
+    absence.heard(GONE, DOUBT_S)
     assert absence.absent(2.0) == frozenset()
 
 
@@ -34,16 +44,32 @@ def test_absence_is_forgotten_after_the_directory_has() -> None:
 
 def test_a_rumour_makes_us_knock_and_nothing_else() -> None:
     absence = Absence()
-    assert absence.knocks(GONE, 0.0)
+    assert absence.knocks(GONE, NEAR, 0.0)
     assert absence.absent(0.0) == frozenset()
-    assert not absence.knocks(GONE, KNOCK_AGAIN_S - 1)
-    assert absence.knocks(GONE, KNOCK_AGAIN_S)
+    assert not absence.knocks(GONE, NEAR, KNOCK_AGAIN_S - 1)
+    assert absence.knocks(GONE, NEAR, KNOCK_AGAIN_S)
     absence.down(GONE, KNOCK_AGAIN_S, [])
-    assert not absence.knocks(GONE, 3 * KNOCK_AGAIN_S)  # we know already
+    assert not absence.knocks(GONE, NEAR, 3 * KNOCK_AGAIN_S)  # we know already
 
 
-def test_a_flood_of_rumours_is_bounded() -> None:
+def test_a_flood_of_rumours_is_bounded_and_drowns_nobody_elses() -> None:
     absence = Absence()
     names = [PeerId(f"peer {number}") for number in range(1000)]
-    assert sum(absence.knocks(name, 0.0) for name in names) == KNOCKS
-    assert absence.knocks(names[-1], KNOCK_AGAIN_S)
+    assert sum(absence.knocks(name, FAR, 0.0) for name in names) == KNOCKS_OF_ONE
+    assert absence.knocks(GONE, NEAR, 0.0)
+    tellers = [PeerId(f"teller {number}") for number in range(1000)]
+    told = zip(names, tellers, strict=True)
+    assert sum(absence.knocks(name, teller, 0.0) for name, teller in told) == (
+        KNOCKS - KNOCKS_OF_ONE - 1
+    )
+    assert absence.knocks(names[-1], FAR, KNOCK_AGAIN_S)
+
+
+def test_who_answers_a_knock_makes_room_for_another() -> None:
+    absence = Absence()
+    doors = [PeerId(f"peer {number}") for number in range(KNOCKS_OF_ONE + 1)]
+    for door in doors[:-1]:
+        assert absence.knocks(door, NEAR, 0.0)
+    assert not absence.knocks(doors[-1], NEAR, 0.0)
+    absence.heard(doors[0], 0.1)
+    assert absence.knocks(doors[-1], NEAR, 0.2)
