@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gennode.cli.options import (
+    Finite,
     Layers,
     bootstrap_option,
     listen_options,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 @transport_option
 @click.option(
     "--share",
-    type=click.FloatRange(0.01, 1.0),
+    type=Finite(0.01, 1.0),
     default=1.0,
     show_default=True,
     help="Of the time, how much to compute at most: 0.25 leaves your machine free for you.",

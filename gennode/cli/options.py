@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -33,6 +34,17 @@ class Size(click.ParamType[int]):
         if size < 1:
             self.fail("nothing is too little; write 512M or 8G", param, ctx)
         return size
+
+
+class Finite(click.FloatRange):
+    """A number in a range; `nan` is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a number."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
 
 
 class Layers(click.ParamType[tuple[int, int] | None]):

@@ -61,17 +61,18 @@ def _show(found: Survey) -> None:
     from rich.table import Table
 
     table = Table(title=f"{found.layers} layers of model {found.model[:12]}")
-    for heading in ("peer", "holds up to", "ms per layer", "hosts", "should host", "computes"):
+    for heading in ("peer", "room", "ms/layer", "hosts", "should", "computes", "pipeline"):
         table.add_column(heading)
     for one in found.peers:
-        part = f"{one.share} (pipeline {one.pipeline})" if one.pipeline else "spare"
+        is_used = one.pipeline and one.should_host.layers
         table.add_row(
             short(one.peer),
             str(one.capacity_layers),
             f"{one.layer_time_s * 1e3:.2f}",
             str(one.hosts) if one.hosts.layers else "nothing",
             str(one.should_host) if one.should_host.layers else "nothing",
-            part if one.should_host.layers else "nothing",
+            str(one.share) if is_used else "nothing",
+            str(one.pipeline) if is_used else "spare",
         )
     Console().print(table)
     limit_ms = found.step_limit_s * 1e3

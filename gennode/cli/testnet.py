@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gennode.cli.options import (
+    DEFAULT_MODEL,
+    Finite,
     model_option,
     sampling_options,
     state_option,
@@ -43,6 +45,10 @@ def _running(state: Path) -> Testnet:
     return testnet
 
 
+def _model_of(testnet: Testnet, model: str | None) -> str:
+    return model or testnet.model or DEFAULT_MODEL
+
+
 def even_spans(model: str, workers: int) -> list[Span]:
     """A model's layers cut into one span per worker, as even as can be."""
     from gennode.engine.weights import find_model, read_shape
@@ -67,7 +73,7 @@ def even_spans(model: str, workers: int) -> list[Span]:
 @click.option(
     "--share",
     "shares",
-    type=click.FloatRange(0.01, 1.0),
+    type=Finite(0.01, 1.0),
     multiple=True,
     help="Of the time, how much a worker computes at most; the n-th is worker n's.",
 )
@@ -102,17 +108,15 @@ def up(
 
 
 @command.command()
-@model_option
+@click.option("--model", help="Which model; by default the testnet's.")
 @click.option("--memory", metavar="SIZE", help="What it may take, such as 2G.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Its threads.")
-@click.option(
-    "--share", type=click.FloatRange(0.01, 1.0), help="Of the time, how much it computes."
-)
+@click.option("--share", type=Finite(0.01, 1.0), help="Of the time, how much it computes.")
 @state_option
 @JSON_OPTION
 def add(
     *,
-    model: str,
+    model: str | None,
     memory: str | None,
     threads: int | None,
     share: float | None,
@@ -122,9 +126,10 @@ def add(
     """Start one more worker, which finds its place itself."""
     from gennode.node.testnet import WorkerOptions
 
+    testnet = _running(state)
     shares = (share,) if share is not None else ()
-    added = _running(state).add(
-        WorkerOptions(model, memory, threads, shares=shares),
+    added = testnet.add(
+        WorkerOptions(_model_of(testnet, model), memory, threads, shares=shares),
         on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
     )
     if as_json:
@@ -133,19 +138,20 @@ def add(
 
 @command.command()
 @click.argument("prompt")
-@model_option
+@click.option("--model", help="Which model; by default the testnet's.")
 @transport_option
 @sampling_options
 @state_option
 @JSON_OPTION
-def ask(*, prompt: str, model: str, state: Path, as_json: bool, **how: Any) -> None:
+def ask(*, prompt: str, model: str | None, state: Path, as_json: bool, **how: Any) -> None:
     """Ask the testnet one prompt; takes the options of `gennode ask`."""
     from gennode.cli.ask import run_ask
 
-    cards = _running(state).cards()
+    testnet = _running(state)
+    cards = testnet.cards()
     bootstrap = tuple(address for card in cards.values() for address in card.addresses[:1])
     names = {card.peer: name for name, card in cards.items()}
-    run_ask(prompt, model, bootstrap, as_json=as_json, names=names, **how)
+    run_ask(prompt, _model_of(testnet, model), bootstrap, as_json=as_json, names=names, **how)
 
 
 @command.command()
@@ -173,17 +179,31 @@ def kill(*, name: str, kind: str, state: Path, as_json: bool) -> None:
 @state_option
 @JSON_OPTION
 def status(*, state: Path, as_json: bool) -> None:
-    """Show the workers that run, and what the first of them knows."""
+    """Show the workers that run, and what the first of them that answers knows."""
     import asyncio
 
     from gennode.cli.status import show
     from gennode.node.control import ask_status
 
     cards = _running(state).cards()
-    seen = asyncio.run(ask_status(next(iter(cards.values())).control))
+    frozen: list[str] = []
+    seen = None
+    for name, card in cards.items():
+        try:
+            seen = asyncio.run(ask_status(card.control))
+            break
+        except NetworkError:
+            frozen.append(name)
+    if seen is None:
+        raise NetworkError(
+            f"none of {', '.join(frozen)} answers",
+            hint=f"if they are frozen: gennode testnet kill {frozen[0]} --signal CONT",
+        )
     if as_json:
-        print_json({"workers": cards, "directory": seen.workers})
+        print_json({"workers": cards, "directory": seen.workers, "silent": frozen})
         return
+    for name in frozen:
+        note(f"{name} does not answer; if frozen: gennode testnet kill {name} --signal CONT")
     show(seen, {card.peer: name for name, card in cards.items()})
     for name, card in cards.items():
         spans = [

@@ -21,6 +21,7 @@ STOP_LIMIT_S = 10.0
 POLL_S = 0.05
 LOG_TAIL_BYTES = 2000
 MAX_WORKERS = 64
+_MODEL = "model"  # the file that tells which
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Testnet:
             raise UsageError(f"a testnet has 1 to {MAX_WORKERS} workers")
         if self.cards():
             raise UsageError(f"a testnet runs in {self.folder}", hint="gennode testnet down")
+        if len(options.shares) > len(spans):
+            raise UsageError(f"{len(options.shares)} shares are too many for {len(spans)} workers")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _MODEL).write_text(options.model, encoding="utf-8")
         cards: dict[str, NodeCard] = {}
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -95,6 +100,12 @@ class Testnet:
         started = {f"worker-{index}": self._start(index, None, options, bootstrap)}
         return self._wait_ready(started, on_ready)
 
+    @property
+    def model(self) -> str | None:
+        """The model that it was started with; None if none ever was."""
+        path = self.folder / _MODEL
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
     def cards(self) -> dict[str, NodeCard]:
         """The workers that run, by name."""
         found = {}
@@ -109,7 +120,7 @@ class Testnet:
         card = self.cards().get(name)
         if card is None:
             running = ", ".join(self.cards()) or "none"
-            raise UsageError(f"{name!r} does not run here", hint=f"running: {running}")
+            raise UsageError(f"{name!r} does not run here", hint=f"name one that runs: {running}")
         os.kill(card.pid, number)
         return card
 

@@ -24,6 +24,7 @@ from gennode.wire.snapshot import Candidate, Demand, Snapshot
 # what moving costs: pools of strangers do not hold still for much longer.
 MIN_GAIN = 0.2
 PAYBACK_S = 600.0
+_MANY_TIMES = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,9 @@ def _weighed(
     """Gain against what moving costs."""
     gain = rate / now_rate - 1 if now_rate > 0 else (math.inf if rate > 0 else 0.0)
     if gain < MIN_GAIN:
-        why = f"a new plan would give {100 * gain:.0f} % more, which is less than"
-        return Decision(None, gain, f"{why} {100 * MIN_GAIN:.0f} %")
+        more = f"{100 * gain:.0f} % more" if gain >= 0.005 else "nothing more"
+        why = f"a new plan would give {more}; less than {100 * MIN_GAIN:.0f} % is not worth it"
+        return Decision(None, gain, why)
     moving_s, moved, held = 0.0, 0, 0
     for one, span in planned:
         kept = max(0, min(span.end, one.held.end) - max(span.start, one.held.start))
@@ -104,7 +106,9 @@ def _weighed(
     if won <= lost:
         why = f"moving would take {moving_s:.0f} s and cost more than {PAYBACK_S:.0f} s win back"
         return Decision(None, gain, why)
-    more = f"{100 * gain:.0f} % more" if gain < math.inf else "tokens, where now there are none"
+    more = "tokens, where now there are nearly none"
+    if gain < _MANY_TIMES:
+        more = f"{100 * gain:.0f} % more"
     return Decision(found, gain, f"a new plan gives {more}")
 
 

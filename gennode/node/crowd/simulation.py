@@ -206,7 +206,8 @@ class Swarm:
             if member.serving_since_s is not None:
                 serving_s += now_s - member.serving_since_s
             busy_s += member.busy_s
-        return busy_s / serving_s if serving_s else 0.0
+        # what was begun counts as a whole, so a short run may have more than there was time for
+        return min(1.0, busy_s / serving_s) if serving_s else 0.0
 
 
 def simulate(scenario: Scenario, report: Callable[[float], None] = lambda _: None) -> Outcome:
