@@ -89,6 +89,18 @@ class Flexible:
         live = [one for one in self._node.live() if one.peer not in self._killed]
         return snapshot_of(live, model=self._model, shape=SHAPE, epoch=0)
 
+    def is_covered(self, _snapshot: Snapshot) -> bool:
+        """Whether live workers announce every layer, be it for a plan or for a session's sake: a
+        snapshot tells of each worker's longest span alone."""
+        hosted = {
+            layer
+            for one in self._node.live()
+            if one.peer not in self._killed and (hosting := one.hosting_of(self._model))
+            for span in hosting.spans
+            for layer in range(span.start, span.end)
+        }
+        return len(hosted) == SHAPE.layers
+
     async def until(self, what: str, holds: Callable[[Snapshot], bool], limit_s: float) -> float:
         """Wait for a state of the pool; how long that took."""
         start_s = time.monotonic()
@@ -225,7 +237,7 @@ async def watch_a_kill(folder: Path, say: Say) -> tuple[float, Asked]:
             await flexible.until("the first answer is here", lambda _: asked.right > 0, 60.0)
             flexible.kill_who_is_missed_most()
             recover_s = await flexible.until(
-                "after a kill all layers are hosted", lambda one: not uncovered(one), 60.0
+                "after a kill all layers are hosted", flexible.is_covered, 60.0
             )
             known = asked.right
             await flexible.until("another answer is here", lambda _: asked.right > known, 60.0)
@@ -256,7 +268,7 @@ async def watch(folder: Path, say: Say) -> Outcome:
             [new] = [one for one in after.peers if one.peer == newcomer]
             flexible.kill_who_is_missed_most()
             recover_s = await flexible.until(
-                "after a kill all layers are hosted", lambda one: not uncovered(one), 60.0
+                "after a kill all layers are hosted", flexible.is_covered, 60.0
             )
         return Outcome(
             settle_s=settle_s,
