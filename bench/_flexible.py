@@ -24,6 +24,7 @@ from gennode.node.state import NodeCard
 from gennode.node.testnet import Testnet, WorkerOptions
 from gennode.sharding.plan.plan import plan
 from gennode.sharding.rebalance import uncovered
+from gennode.sharding.replan import decide
 from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.ids import PeerId, Span
 from gennode.wire.manifest import ModelShape
@@ -159,12 +160,22 @@ def parts(snapshot: Snapshot) -> dict[PeerId, int]:
     return {hop.peer: hop.span.layers for pipeline in made.pipelines for hop in pipeline}
 
 
-def follows(snapshot: Snapshot) -> bool:
-    """Whether every layer is held, and each worker holds as many as a plan would give it."""
-    wanted = {hop.peer: hop.span.layers for hop in plan(snapshot).hosts}
-    return not uncovered(snapshot) and all(
-        one.held.layers == wanted.get(one.peer) for one in snapshot.peers
-    )
+def is_settled() -> Callable[[Snapshot], bool]:
+    """Whether every layer is held, and each worker holds as many as a plan would give it, or no
+    plan would be worth its moves. Decides anew only when somebody has moved."""
+    known: dict[str, bool] = {}
+
+    def settled(snapshot: Snapshot) -> bool:
+        if uncovered(snapshot):
+            return False
+        placed = str(held(snapshot))
+        if placed not in known:
+            wanted = {hop.peer: hop.span.layers for hop in plan(snapshot).hosts}
+            follows = all(one.held.layers == wanted.get(one.peer) for one in snapshot.peers)
+            known[placed] = follows or decide(snapshot).plan is None
+        return known[placed]
+
+    return settled
 
 
 def proportional(peers: tuple[Candidate, ...], layers: int) -> dict[PeerId, float]:
@@ -256,7 +267,7 @@ async def watch(folder: Path, say: Say) -> Outcome:
     try:
         async with asked_all_the_while(model, cards) as (asker, asked):
             flexible = Flexible(testnet, options, asker, say)
-            settle_s = await flexible.until("all have found their places", follows, 240.0)
+            settle_s = await flexible.until("all have found their places", is_settled(), 240.0)
             before = await flexible.until_steady(120.0)
             share = proportional(before.peers, SHAPE.layers)
             part = parts(before)
