@@ -16,8 +16,9 @@ from gennode.sharding.plan.plan import place, plan, speed_of, split
 from gennode.sharding.plan.spare import room_layers
 from gennode.sharding.predict import Stage, max_sessions
 from gennode.wire.announcement import Announcement, Hosting
+from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import ModelId, PeerId, Span
-from gennode.wire.snapshot import Snapshot
+from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 from tests.sharding.pools import SNAPSHOTS, demand, machine, snapshot
 
 MODEL, OTHER = ModelId("a" * 64), ModelId("b" * 64)
@@ -199,3 +200,28 @@ def test_one_after_the_other_leaves_no_gap_that_there_was_room_for(
 
 def test_no_claim_of_speed_is_infinite() -> None:
     assert speed_of(0.0) == speed_of(1e-6) == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize(
+    ("layer_times_s", "parts"),
+    [
+        ((0.001, 0.0015, 0.002, 0.003, 0.004), {5}),
+        ((0.004, 0.004, 0.004, 0.004, 0.004), {5}),
+        ((0.002, 0.002, 0.004, 0.004, 0.008), {4}),  # the last would not make it quicker
+    ],
+)
+def test_five_machines_get_layers_in_proportion_to_their_speed(
+    layer_times_s: tuple[float, ...], parts: set[int]
+) -> None:
+    peers = tuple(
+        Candidate(
+            PeerId(f"p{number}"), 9, 1 << 40, 64, LayerCost(0.0, time_s), 0.0001, 0.0,
+            Coordinate(error=0.1),
+        )
+        for number, time_s in enumerate(layer_times_s)
+    )  # fmt: skip
+    [pipeline] = plan(Snapshot(MODEL, 1, Demand(24, 1 << 20, 1 << 10, 1000), peers)).pipelines
+    speeds = {f"p{number}": 1 / time_s for number, time_s in enumerate(layer_times_s)}
+    total = sum(speeds[hop.peer] for hop in pipeline)
+    assert {len(pipeline)} == parts
+    assert all(abs(hop.span.layers - 24 * speeds[hop.peer] / total) <= 1 for hop in pipeline)
