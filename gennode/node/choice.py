@@ -85,17 +85,18 @@ class RouteChoice:
         is_stale = known is None or known.version != self._directory.version
         if known is None or is_stale or now_s - known.made_s >= BOARD_S:
             board = self._make_board(model, now_s)
-            load = board.load(span, entry, preferences=self._preferences(Mode.QUICKEST, now_s))
-            mode = choose_mode(known.mode if known else Mode.QUICKEST, load)
+            mode = known.mode if known else Mode.QUICKEST
+            if self.frugal:
+                preferences = self._preferences(mode, now_s)
+                mode = choose_mode(mode, board.load(span, entry, preferences=preferences))
             known = _Known(self._directory.version, now_s, board, mode)
             self._boards[model] = known
-        mode = known.mode if self.frugal else Mode.QUICKEST
         return known.board.route(
             span,
             entry,
             exclude=avoid,
             allow_cold=allow_cold,
-            preferences=replace(self._preferences(mode, now_s), is_new=is_new),
+            preferences=replace(self._preferences(known.mode, now_s), is_new=is_new),
             rng=self._rng,
         )
 

@@ -209,6 +209,9 @@ class PeerMachine:
         self.owning.heard(sender, now_s)
         self._absence.heard(sender, now_s)
         match message:
+            case Step():  # first, since there is one for each token
+                side = self.owning if self.owning.expects(message) else self._hops
+                return side.receive(sender, message, payload, now_s)
             case Digest() | Announcements() | Beats():
                 replies = self._directory.receive(sender, message, now_s)
                 return [Send(peer, reply) for peer, reply in replies]
@@ -226,8 +229,6 @@ class PeerMachine:
             case Accept() | Refuse() | Failed() | Pong():
                 if isinstance(message, Accept) and self.owning.owns(message.session):
                     self._directory.worked_with(sender)
-                return self.owning.receive(sender, message, payload, now_s)
-            case Step() if self.owning.expects(message):
                 return self.owning.receive(sender, message, payload, now_s)
             case PlanDigest() | PlanWanted() | PlanSent():
                 planning = self.planning.get(message.model)

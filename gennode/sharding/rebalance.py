@@ -81,6 +81,15 @@ def place(snapshot: Snapshot, newcomer: Candidate) -> Span:
     return neediest
 
 
+def least_hosted(layers: int, width: int, held: Iterable[Span]) -> Span:
+    """The window of `width` layers that fewest spans hold, compared from the least held on: for
+    where nothing is known of those who hold them."""
+    counts = np.zeros(layers, dtype=np.int64)
+    for span in held:
+        counts[span.start : span.end] += 1
+    return _neediest_window(counts, counts.astype(np.float64), min(width, layers), Span(0, 0))
+
+
 def next_move(
     snapshot: Snapshot,
     *,

@@ -58,13 +58,6 @@ class Hosting(msgspec.Struct, frozen=True, array_like=True):
         """How many more layers it would load on request."""
         return self.spare_layers if self.loads_on_request else 0
 
-    def can_host(self, span: Span) -> bool:
-        """Whether the layers are loaded, or what is missing of them may still be."""
-        held = sum(
-            max(0, min(span.end, own.end) - max(span.start, own.start)) for own in self.spans
-        )
-        return span.layers - held <= self.cold_layers
-
 
 class Machine(msgspec.Struct, frozen=True, array_like=True):
     """What a peer measured of its machine, so that a plan can tell what it would be worth.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gennode.sharding.rebalance import (
     Move,
     after,
+    least_hosted,
     next_move,
     next_moves,
     place,
@@ -216,3 +217,26 @@ def test_a_newcomer_is_placed_within_the_model(pool: Snapshot, capacity: int) ->
 
 
 # -- planning anew ----------------------------------------------------------------------------
+
+
+# -- where nothing is known of the others ----------------------------------------------------
+
+
+def test_the_least_hosted_layers_come_first() -> None:
+    assert least_hosted(12, 4, []) == Span(0, 4)
+    held = [Span(0, 4), Span(8, 12)]
+    assert least_hosted(12, 4, held) == Span(4, 8)
+    assert least_hosted(12, 2, held) == Span(4, 6)
+    assert least_hosted(12, 99, held) == Span(0, 12)
+    assert least_hosted(12, 4, [*held, Span(4, 8), Span(0, 6), Span(9, 99)]) == Span(5, 9)
+
+
+@given(layers=st.integers(1, 24), widths=st.lists(st.integers(1, 24), min_size=1, max_size=12))
+def test_one_after_the_other_leaves_no_gap_that_there_was_room_for(
+    layers: int, widths: list[int]
+) -> None:
+    held: list[Span] = []
+    for width in widths:
+        held.append(least_hosted(layers, width, held))
+    covered = {layer for span in held for layer in range(*span)}
+    assert len(covered) == min(layers, sum(widths))

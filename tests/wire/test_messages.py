@@ -188,12 +188,10 @@ def test_spans_that_a_peer_hosts_rise_and_are_disjoint(spans: tuple[Span, ...], 
         hosting(*spans)
 
 
-def test_what_fits_is_what_is_loaded_and_what_may_still_be() -> None:
-    some = hosting(Span(0, 2), Span(4, 6))
-    assert some.can_host(Span(0, 6))  # two are missing, and two are spare
-    assert not some.can_host(Span(0, 7))
-    assert some.can_host(Span(6, 8))
-    assert not some.can_host(Span(6, 9))
+def test_what_is_not_here_is_not_loaded_on_request() -> None:
+    assert hosting(Span(0, 2)).cold_layers == hosting(Span(0, 2)).spare_layers > 0
+    fetched = msgspec.structs.replace(hosting(Span(0, 2)), loads_on_request=False)
+    assert fetched.cold_layers == 0
 
 
 def announcement(*hosted: Hosting, relay: bool = False) -> Announcement:

@@ -7,7 +7,7 @@ gets a proposal compares the snapshot with what peers have announced (`witness.p
 itself what follows, and accepts the plan only if it is the same. Of two good ones the same wins
 everywhere (`spread.standing`). A plan is advice: without one, peers place themselves one by one.
 
-Sans-IO: deciding takes up to a second for a thousand peers, so the shell is asked to do it in a
+Sans-IO: deciding takes a second or a few for a thousand peers, so the shell is asked to do it in a
 thread, for one snapshot at a time and not more than a third of the time.
 """
 

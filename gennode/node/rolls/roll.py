@@ -17,7 +17,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gennode.sharding.plan.plan import place
+from gennode.sharding.rebalance import least_hosted
 from gennode.wire.announcement import Announcement
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.release import Release
@@ -260,7 +260,9 @@ def _span_for(release: Release, olds: Sequence[Hosted], view: View) -> Span:
         if old.layers == release.layers:
             return old.span
     capacity = max((old.span.layers for old in olds), default=view.room_layers)
-    return place(release.model, release.layers, capacity, view.live)
+    hostings = (one.hosting_of(release.model) for one in view.live)
+    held = (span for hosting in hostings if hosting for span in hosting.spans)
+    return least_hosted(release.layers, capacity, held)
 
 
 def _overlap(one: Span, other: Span) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +17,7 @@ from gennode.sharding.plan.pipeline import Pool
 from gennode.sharding.plan.rows import QUICKEST_S
 from gennode.sharding.plan.shared import best_placement
 from gennode.sharding.plan.spare import lack, room_layers, spread
-from gennode.sharding.snapshots import FASTEST_LAYER_S
-from gennode.wire.announcement import Announcement
-from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 
 # So few peers may be better off sharing machines between routes than each in its own pipeline.
@@ -136,43 +134,3 @@ def split(layers: int, speeds: Sequence[float], capacities: Sequence[int]) -> li
         spans.append(Span(end, end + count))
         end += count
     return spans
-
-
-def place(
-    model: ModelId, layers: int, capacity_layers: int, announcements: Iterable[Announcement]
-) -> Span:
-    """The span of a model that a newcomer should load, given what others announce.
-
-    The contiguous window, of its whole capacity, that needs cover most: windows are compared
-    by the layers' supply (tokens per second that their hosts could compute), lowest first, so
-    layers without a host count before all else. Ties go to the lowest start. This is the rule
-    of Petals (block_selection.py) without its random restarts.
-    """
-    supply = [0.0] * layers
-    for announcement in sorted(announcements, key=lambda announcement: announcement.peer):
-        if hosting := announcement.hosting_of(model):
-            for span in hosting.spans:
-                _add(supply, span, hosting.layer_time_s)
-    return _neediest_window(supply, capacity_layers, Span(0, 0))
-
-
-def speed_of(layer_time_s: float) -> float:
-    """Layers per second of a peer that takes `layer_time_s` for one."""
-    return 1 / max(layer_time_s, FASTEST_LAYER_S)
-
-
-def _add(supply: list[float], span: Span, layer_time_s: float) -> None:
-    for layer in range(span.start, min(span.end, len(supply))):
-        supply[layer] += speed_of(layer_time_s)
-
-
-def _neediest_window(supply: Sequence[float], width: int, within: Span) -> Span:
-    """The window of `width` layers around `within` whose sorted supplies come first."""
-    layers = len(supply)
-    width = max(0, min(width, layers))
-    if within.layers:
-        starts = range(max(0, within.end - width), min(within.start, layers - width) + 1)
-    else:
-        starts = range(layers - width + 1)
-    start = min(starts, key=lambda start: sorted(supply[start : start + width]))
-    return Span(start, start + width)

@@ -12,23 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gennode.errors import LocalError
-from gennode.sharding.plan.plan import place, plan, speed_of, split
+from gennode.sharding.plan.plan import plan, split
 from gennode.sharding.plan.spare import room_layers
 from gennode.sharding.predict import Stage, max_sessions
-from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.snapshot import Candidate, Demand, LayerCost, Snapshot
 from tests.sharding.pools import SNAPSHOTS, demand, machine, snapshot
 
-MODEL, OTHER = ModelId("a" * 64), ModelId("b" * 64)
-
-
-def hosting(
-    peer: str, spans: list[Span], layer_time_s: float = 0.001, model: ModelId = MODEL
-) -> Announcement:
-    hosted = Hosting(model, tuple(spans), 0, layer_time_s, 0.1, 4, "")
-    return Announcement(PeerId(peer), 1, 0, 30.0, (hosted,), 0, False, "unknown", ())
+MODEL = ModelId("a" * 64)
 
 
 @given(pool=SNAPSHOTS, seed=st.integers(0, 99))
@@ -162,44 +154,6 @@ def test_a_split_is_proportional() -> None:
     assert split(12, [100.0, 1.0], [12, 12]) == [Span(0, 11), Span(11, 12)]
     assert split(12, [100.0, 1.0], [5, 12]) == [Span(0, 5), Span(5, 12)]
     assert [span.layers for span in split(2, [1.0, 9.0, 5.0], [4, 4, 4])] == [0, 1, 1]
-
-
-def test_newcomers_cover_an_empty_swarm_first_and_then_gaps() -> None:
-    assert place(MODEL, 12, 4, []) == Span(0, 4)
-    here = [hosting("a", [Span(0, 4)])]
-    assert place(MODEL, 12, 4, here) == Span(4, 8)
-    here.append(hosting("b", [Span(8, 12)]))
-    assert place(MODEL, 12, 4, here) == Span(4, 8)
-    assert place(MODEL, 12, 2, here) == Span(4, 6)
-    assert place(MODEL, 12, 99, here) == Span(0, 12)
-    assert place(MODEL, 12, 0, here) == Span(0, 0)
-    here.append(hosting("c", [Span(4, 8)], model=OTHER))
-    assert place(MODEL, 12, 4, here) == Span(4, 8)
-
-
-def test_a_newcomer_joins_the_slowest_of_covered_layers() -> None:
-    here = [
-        hosting("a", [Span(0, 6)], 0.001),
-        hosting("b", [Span(6, 12)], 0.002),
-        hosting("c", [Span(9, 99)], 0.0),  # too good to be true, and beyond the model's layers
-    ]
-    assert place(MODEL, 12, 3, here) == Span(6, 9)
-    assert place(MODEL, 12, 3, reversed(here)) == Span(6, 9)
-
-
-@given(layers=st.integers(1, 24), capacities=st.lists(st.integers(1, 24), min_size=1, max_size=12))
-def test_one_after_the_other_leaves_no_gap_that_there_was_room_for(
-    layers: int, capacities: list[int]
-) -> None:
-    swarm: list[Announcement] = []
-    for number, capacity in enumerate(capacities):
-        swarm.append(hosting(f"p{number}", [place(MODEL, layers, capacity, swarm)]))
-    covered = {layer for one in swarm for layer in range(*one.hosting[0].spans[0])}
-    assert len(covered) == min(layers, sum(capacities))
-
-
-def test_no_claim_of_speed_is_infinite() -> None:
-    assert speed_of(0.0) == speed_of(1e-6) == pytest.approx(1e6)
 
 
 @pytest.mark.parametrize(
