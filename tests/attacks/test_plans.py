@@ -19,7 +19,7 @@ from gennode.wire.proposal import (
 )
 from gennode.wire.snapshot import Snapshot
 from tests.attacks.plans import EPOCH, PEERS, Forge, Stage, better, other_demand, strangers
-from tests.node.plans.planners import KEYS, MODEL, announced, take
+from tests.node.plans.planners import KEYS, MODEL, announced, decide, take
 
 
 def entry(stage: Stage, snapshot: Snapshot, peer: PeerId) -> int:
@@ -236,3 +236,28 @@ def test_an_old_plan_is_kept_whatever_others_propose() -> None:
     stage.wait(5.0, decides=False)
     assert [one.is_proven for one in stage.refused] == [True]
     assert stage.machine.current == before
+
+
+def test_nobody_makes_everybody_move_in_each_epoch() -> None:
+    stage = Stage()
+    spans = [hop.span for hop in decide(take(stage.live, 0)).plan.hosts]  # type: ignore[union-attr]
+    peers = sorted(stage.keys)
+    stage.live = [
+        announced(peer, capacity=6, held=span)
+        for peer, span in zip(peers, spans[::-1], strict=True)
+    ]  # no layer lacks a host, and yet a plan is due
+    stage.wait(PACE.settle_s, decides=False)
+    told = []
+    for number in range(1, 1 + int(PACE.rest_s // PACE.epoch_s) + 1):
+        start_s = number * PACE.epoch_s
+        stage.wait(start_s + 0.5 - stage.now_s, decides=False)
+        line = sorted(stage.keys, key=lambda peer: place_in_line(MODEL, EPOCH + number, peer))
+        publisher = next(peer for peer in line if peer != stage.victim)
+        stage.wait(line.index(publisher) * PACE.takeover_s, decides=False)
+        digest, sent = stage.sealed(key=stage.keys[publisher], epoch=EPOCH + number)
+        stage.get(digest, sent, publisher)
+        told.append(digest.epoch)
+    assert len(told) == 5
+    assert [one.epoch for one in stage.accepted] == [told[0], told[1], told[4]]
+    assert {one.reason for one in stage.refused} == {"it comes too soon after the plan before"}
+    assert not any(one.is_proven for one in stage.refused)
