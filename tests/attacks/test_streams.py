@@ -23,7 +23,7 @@ from gennode.wire.messages import Message
 from gennode.wire.signing import Key
 from tests.mesh.ends import Diary, Raw, ping
 
-MAX_GROWTH_BYTES = 64 * 1024 * 1024
+MAX_GROWTH_BYTES = 128 * 1024 * 1024  # of a process that also holds the attacker's own buffers
 WAIT_S = 60.0
 BLOCK_BYTES = 256 * 1024
 _RECORD = struct.Struct(">BQI")
@@ -146,6 +146,9 @@ async def drip_of_frames(scene: Scene) -> None:
             raw = await scene.open(number)
             raw.stream.write(head, begun)
             group.create_task(write(raw, block, MAX_FRAME_BYTES // BLOCK_BYTES - 1))
+    [held] = (use for use in scene.victim.links.uses() if use.name == "unfinished frames (bytes)")
+    one_read = BLOCK_BYTES  # is counted before the stream that brought it is cut
+    assert MAX_FRAME_BYTES < held.highest <= incoming.MAX_PEER_BUFFERED_BYTES + one_read, held
 
 
 async def torn_streams(scene: Scene) -> None:
