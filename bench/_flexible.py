@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench._random_model import random_llama
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.sample import Sampling
-from gennode.engine.shard import LlamaShard
-from gennode.engine.weights import open_model
+from gennode.engine.seam import OwnerEngine
 from gennode.errors import GennodeError
 from gennode.node.alone import Alone
 from gennode.node.ask import Asker, asking
@@ -229,7 +229,7 @@ async def asked_all_the_while(
                 raise error
 
 
-async def _tokens(prompt: str, owner: LlamaOwner, swarm: Swarm) -> list[int]:
+async def _tokens(prompt: str, owner: OwnerEngine, swarm: Swarm) -> list[int]:
     sampling = Sampling(max_tokens=PROMPT_TOKENS)
     async with aclosing(answer(prompt, owner, swarm, sampling)) as stream:
         return [token async for token in stream]

@@ -118,8 +118,8 @@ def _rest(side: Side) -> float:
 
 async def measure(model: str, threads: int, plan: Plan) -> Side:
     """Both sides in turns, so that a busy machine disturbs both alike."""
-    from gennode.engine.shard import LlamaShard
-    from gennode.engine.weights import find_model, open_model
+    from gennode.engine.checkpoint.weights import find_model, open_model
+    from gennode.engine.llama.shard import LlamaShard
     from gennode.node.alone import Alone
     from gennode.node.ask import asking
     from gennode.node.testnet import Testnet, WorkerOptions
@@ -188,10 +188,10 @@ class TimedOwner:
         self.spent_s = 0.0
         self._owner = owner
 
-    def embed(self, tokens: Sequence[int]) -> States:
+    def embed(self, tokens: Sequence[int], position: int) -> States:
         """As the owner's."""
         start_s = time.perf_counter()
-        states = self._owner.embed(tokens)
+        states = self._owner.embed(tokens, position)
         self.spent_s += time.perf_counter() - start_s
         return states
 
@@ -226,10 +226,10 @@ async def measure_agreement(prompts: int) -> float:
     """Share of answer positions where int8 frames lead to the token that raw states lead to."""
     import numpy as np
 
-    from gennode.engine.owner import LlamaOwner
+    from gennode.engine.checkpoint.weights import find_model, open_model
+    from gennode.engine.llama.owner import LlamaOwner
+    from gennode.engine.llama.shard import LlamaShard
     from gennode.engine.sample import Sampling
-    from gennode.engine.shard import LlamaShard
-    from gennode.engine.weights import find_model, open_model
     from gennode.node.alone import Alone
     from gennode.node.prompt import answer
     from gennode.sharding.plan.plan import split
@@ -252,7 +252,7 @@ async def measure_agreement(prompts: int) -> float:
         for swarm in (raw, coded):
             context = given + tokens[:-1]
             async with swarm.open(owner, max_positions=len(context)) as pipeline:
-                states = await pipeline.step(0, owner.embed(context), reply_rows=len(tokens))
+                states = await pipeline.step(0, owner.embed(context, 0), reply_rows=len(tokens))
             choices.append(np.array([owner.logits(state).argmax() for state in states]))
         same += int((choices[0] == choices[1]).sum())
         seen += len(tokens)

@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to find its n
 import msgspec
 
 from bench._report import median_of, report
-from gennode.engine.layout import SINGLE, Position
-from gennode.engine.shelf import FolderShelf, PartialFolder
+from gennode.engine.checkpoint.layout import SINGLE, Position
+from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder
 from gennode.mesh.blobs.fetch import fetch_chunks
 from gennode.mesh.blobs.fetching import PROTOCOL
 from gennode.mesh.blobs.server import BlobServer
@@ -209,7 +209,7 @@ async def _send_tcp(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> Manifest:
-    from gennode.engine.weights import open_model
+    from gennode.engine.checkpoint.weights import open_model
 
     return open_model(folder, cache=CACHE / "hashes").manifest
 

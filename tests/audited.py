@@ -16,10 +16,10 @@ from typing import NoReturn
 import msgspec
 import numpy as np
 
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import find_model, open_model
+from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.seam import StepInput
-from gennode.engine.shard import LlamaShard
-from gennode.engine.weights import find_model, open_model
 from gennode.errors import RemoteError
 from gennode.wire import frames, signing
 from gennode.wire.activations import codec
@@ -94,7 +94,7 @@ def engine() -> None:
     span = Span(0, owner.layers)
     shard.load(span)
     shard.open("prompt", span, 64)
-    states = owner.embed(owner.tokenize("2 + 2 ="))
+    states = owner.embed(owner.tokenize("2 + 2 ="), 0)
     wire = codec("int8-outlier")
     states = np.ascontiguousarray(wire.decode(wire.encode(states), states.shape[1]))
     (states,) = shard.step([StepInput("prompt", 0, states)])

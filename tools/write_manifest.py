@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.weights import MANIFEST, open_model
+from gennode.engine.checkpoint.weights import MANIFEST, open_model
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gennode.engine.linear import make_linear
-from gennode.engine.model import place
-from gennode.engine.shard import check_device
+from gennode.engine.llama.linear import make_linear
+from gennode.engine.llama.model import place
+from gennode.engine.llama.shard import check_device
 from gennode.errors import ResourceError
 from gennode.wire.announcement import Machine
 from gennode.wire.coordinates import Coordinate

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gennode.wire.ids import ModelId, Span
+
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
+"""In what weights are held and multiplied. States between layers are fp32 in all of them."""
 
 States = npt.NDArray[np.float32]
 """Hidden states, float32, shape [rows, dim], C-contiguous."""
@@ -32,6 +36,28 @@ class StepInput:
 
 
 @dataclass(frozen=True)
+class CachePages:
+    """A sequence's cache, for another engine to go on from.
+
+    `layout`: engines of equal layout understand each other's pages; `pages`: in order, each
+    with the keys and values of some positions in every layer of `span`.
+    """
+
+    layout: str
+    span: Span
+    positions: int
+    pages: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """Bytes of keys and values: held, and the most that may be."""
+
+    used_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True)
 class Profile:
     """What this engine is and how fast, measured on this machine."""
 
@@ -49,7 +75,8 @@ class Profile:
 class ShardEngine(Protocol):
     """Computes the layers of some spans of one model. Called from one thread at a time.
 
-    Raises ResourceError when memory runs out, LocalError when called against its contract.
+    Raises ResourceError when memory runs out, LocalError when called against its contract. A
+    step that fails may be repeated, as it is or in parts: what it had cached is dropped first.
     """
 
     @property
@@ -87,6 +114,30 @@ class ShardEngine(Protocol):
     def close(self, sequence: Hashable) -> None:
         """End a sequence and free its cache. Idempotent."""
 
+    def reread(self, path: Path) -> None:
+        """Load from this folder from now on: the same model, with more of its files here."""
+
+    def cache_use(self) -> CacheUse:
+        """What the caches of all sequences take, and what is kept for later ones."""
+
+    def keep(self, sequence: Hashable, positions: int) -> int | None:
+        """Hold the cache of the first `positions` after the sequence has ended; its number.
+
+        None from engines that can't. Whoever keeps must `forget`.
+        """
+
+    def adopt(self, sequence: Hashable, kept: int) -> None:
+        """Begin an empty sequence with what was kept of another over the same span."""
+
+    def forget(self, kept: int) -> None:
+        """Hold it no longer. Idempotent; sequences that adopted it are not touched."""
+
+    def export(self, sequence: Hashable) -> CachePages:
+        """A sequence's whole cache; LocalError from engines that can't."""
+
+    def restore(self, sequence: Hashable, pages: CachePages) -> None:
+        """Give an empty sequence what another engine exported; RemoteError unless it fits."""
+
     def profile(self) -> Profile:
         """Measure (once) and report; at least one layer must be loaded."""
 
@@ -119,8 +170,8 @@ class OwnerEngine(Protocol):
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer."""
 
-    def embed(self, tokens: Sequence[int]) -> States:
-        """Input states of the first layer, shape [len(tokens), dim]."""
+    def embed(self, tokens: Sequence[int], position: int) -> States:
+        """Input states of the first layer at positions from `position` on, [len(tokens), dim]."""
 
     def logits(self, state: States) -> Logits:
         """Logits after one position's last-layer state (shape [dim] or [1, dim])."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,8 @@ from gennode.engine.contract import (
     check_unload,
     maximal_spans,
 )
-from gennode.engine.seam import Logits, Profile, States, StepInput
-from gennode.errors import LocalError
+from gennode.engine.seam import CachePages, CacheUse, Logits, Profile, States, StepInput
+from gennode.errors import LocalError, RemoteError
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.manifest import Manifest, ModelShape
 
@@ -83,6 +84,13 @@ class _Sequence:
     """Per layer, the running sum that stands for attention, [max_positions + 1, digits]."""
 
 
+def _first(source: _Sequence, positions: int) -> _Sequence:
+    """A copy of the first positions."""
+    check_truncate(positions, source.length)
+    sums = {layer: sums[: positions + 1].copy() for layer, sums in source.sums.items()}
+    return _Sequence(source.span, source.max_positions, positions, sums)
+
+
 class ToyShard:
     """A ShardEngine that takes microseconds; the times it claims are arguments."""
 
@@ -101,6 +109,8 @@ class ToyShard:
         self._further_time_s = layer_time_s if further_time_s is None else further_time_s
         self._loaded: frozenset[int] = frozenset()
         self._sequences: dict[Hashable, _Sequence] = {}
+        self._kept: dict[int, _Sequence] = {}
+        self._last_kept = 0
 
     @property
     def model(self) -> ModelId:
@@ -147,6 +157,55 @@ class ToyShard:
     def close(self, sequence: Hashable) -> None:
         """End a sequence. Idempotent."""
         self._sequences.pop(sequence, None)
+
+    def reread(self, path: Path) -> None:
+        """A toy has no files."""
+        raise LocalError(f"a toy can't be read from {path}")
+
+    def cache_use(self) -> CacheUse:
+        """Eight bytes for each number; there is no limit."""
+        held = (sums for each in self._sequences.values() for sums in each.sums.values())
+        return CacheUse(sum(sums.nbytes for sums in held), 1 << 40)
+
+    def keep(self, sequence: Hashable, positions: int) -> int | None:
+        """Hold the first `positions` of a sequence after it has ended."""
+        self._last_kept += 1
+        self._kept[self._last_kept] = _first(self._known(sequence), positions)
+        return self._last_kept
+
+    def adopt(self, sequence: Hashable, kept: int) -> None:
+        """Begin an empty sequence with what was kept."""
+        known, source = self._known(sequence), self._kept[kept]
+        if known.length or known.span != source.span:
+            raise LocalError("only an empty sequence over the same span can adopt")
+        known.sums = _first(source, source.length).sums
+        known.length = source.length
+
+    def forget(self, kept: int) -> None:
+        """Hold it no longer. Idempotent."""
+        self._kept.pop(kept, None)
+
+    def export(self, sequence: Hashable) -> CachePages:
+        """One page: the sums of each layer in order."""
+        known = self._known(sequence)
+        sums = [known.sums[layer][: known.length + 1] for layer in range(*known.span)]
+        page = np.array(sums if known.length else [], dtype="<i8").tobytes()
+        return CachePages("toy", known.span, known.length, (page,))
+
+    def restore(self, sequence: Hashable, pages: CachePages) -> None:
+        """Give an empty sequence what another toy exported; RemoteError unless it fits."""
+        known = self._known(sequence)
+        if known.length:
+            raise LocalError("only an empty sequence can be restored")
+        rows = pages.positions + 1 if pages.positions else 0
+        page_bytes = known.span.layers * rows * _DIGITS * 8
+        fits = 0 <= pages.positions <= known.max_positions and pages.span == known.span
+        if pages.layout != "toy" or not fits or [len(one) for one in pages.pages] != [page_bytes]:
+            raise RemoteError("a sequence's cache does not fit")
+        sums = np.frombuffer(pages.pages[0], "<i8").reshape(known.span.layers, rows, _DIGITS)
+        if pages.positions:
+            known.sums = {known.span.start + n: one % _PRIME for n, one in enumerate(sums)}
+        known.length = pages.positions
 
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes."""
@@ -244,8 +303,8 @@ class ToyOwner:
         """Whether this token ends an answer."""
         return token == _END
 
-    def embed(self, tokens: Sequence[int]) -> States:
-        """Input states of the first layer, [len(tokens), 8]."""
+    def embed(self, tokens: Sequence[int], position: int) -> States:
+        """Input states of the first layer, [len(tokens), 8]; the same at all positions."""
         ids = np.array(tokens, dtype=np.int64)[:, None]
         return _to_states((ids * (np.arange(_DIGITS) + 1) + 1) % _PRIME)
 

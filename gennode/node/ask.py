@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.engines import owner_engine
 from gennode.engine.sample import Sampling
+from gennode.engine.seam import OwnerEngine
 from gennode.engine.text import TextStream
-from gennode.engine.weights import ModelFolder, open_model
 from gennode.errors import NetworkError
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.fetch import fetch_span, is_model_id, weights_folder
@@ -66,7 +67,7 @@ class Asker:
     """A peer that owns prompts of one model."""
 
     node: LiveNode
-    owner: LlamaOwner
+    owner: OwnerEngine
     on_failover: Callable[[Failover], None]
     failovers: list[Failover] = field(default_factory=list)
     route: tuple[Hop, ...] = ()
@@ -186,9 +187,9 @@ async def _newest(node: LiveNode, line: Line) -> ModelId:
     return choose_version(release, node.live())
 
 
-async def _load(folder: ModelFolder, progress: ShowProgress) -> LlamaOwner:
+async def _load(folder: ModelFolder, progress: ShowProgress) -> OwnerEngine:
     with progress("loading the head", unit="steps"):
-        return await asyncio.to_thread(LlamaOwner, folder)
+        return await asyncio.to_thread(owner_engine, folder)
 
 
 async def _fetch(node: LiveNode, model: ModelId, progress: ShowProgress) -> ModelFolder:

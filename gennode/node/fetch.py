@@ -14,8 +14,8 @@ from typing import Self
 
 import platformdirs
 
-from gennode.engine.layout import needed
-from gennode.engine.shelf import MANIFEST, PartialFolder
+from gennode.engine.checkpoint.layout import needed
+from gennode.engine.checkpoint.shelf import MANIFEST, PartialFolder
 from gennode.errors import GennodeError, NetworkError, RemoteError
 from gennode.mesh.blobs.fetch import OnBreach, fetch_chunks
 from gennode.mesh.blobs.fetching import MAX_SOURCES, PROTOCOL

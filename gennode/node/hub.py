@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gennode.engine.weights import find_model
+from gennode.engine.checkpoint.weights import find_model
 from gennode.errors import ModelError, NetworkError, UsageError
 from gennode.node.progress import ShowProgress
 

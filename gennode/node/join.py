@@ -13,10 +13,11 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.engines import EngineOptions, shard_engine
+from gennode.engine.llama.shard import check_device
 from gennode.engine.probe import measure_machine
-from gennode.engine.shard import LlamaShard, check_device
-from gennode.engine.weights import ModelFolder, open_model
-from gennode.errors import LocalError, ResourceError, UsageError
+from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
     fetch_manifest,
@@ -174,15 +175,13 @@ def _place(node: LiveNode, model: ModelId, shape: ModelShape, options: JoinOptio
 def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: ModelFolder) -> None:
     """Take part in planning, and go where plans and gaps want this worker."""
     model, engine = folder.manifest.model, worker.engine
-    if not isinstance(engine, LlamaShard):
-        raise LocalError("only an engine that reads files can move")
 
     async def fetch(span: Span) -> None:
         if not folder.is_partial:
             return
         path = await fetch_span(node, model, span, folder=folder.path)
         fuller = await asyncio.to_thread(open_model, path)
-        await node.in_engine_thread(lambda: engine.reread(fuller))
+        await node.in_engine_thread(lambda: engine.reread(path))
         shared.add(fuller.shelf, fuller.whole_layers())
 
     agreeing, shape = Agreeing(node), folder.manifest.shape
@@ -240,7 +239,10 @@ def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
     shape = folder.manifest.shape
     capacity = _capacity(shape, options)
     cache_bytes = account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
-    engine = LlamaShard(folder, device=options.device, max_cache_bytes=cache_bytes)
+    engine = shard_engine(
+        folder,
+        EngineOptions(device=options.device, max_cache_bytes=cache_bytes, max_layers=capacity),
+    )
     return Worker(
         engine,
         shape.layers,

@@ -46,7 +46,7 @@ async def answer(
             yield token
             if owner.is_end(token) or position + 1 == limit:
                 return
-            state = await pipeline.step(position, owner.embed([token]), reply_rows=1)
+            state = await pipeline.step(position, owner.embed([token], position), reply_rows=1)
 
 
 async def _prefill(tokens: Sequence[int], owner: OwnerEngine, pipeline: Pipeline) -> States:
@@ -55,7 +55,7 @@ async def _prefill(tokens: Sequence[int], owner: OwnerEngine, pipeline: Pipeline
     for start in range(0, len(tokens), PREFILL_CHUNK):
         chunk = tokens[start : start + PREFILL_CHUNK]
         is_last = start + len(chunk) == len(tokens)
-        steps.append(pipeline.step(start, owner.embed(chunk), reply_rows=int(is_last)))
+        steps.append(pipeline.step(start, owner.embed(chunk, start), reply_rows=int(is_last)))
     states = [await step for step in steps]
     return states[-1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.weights import find_model, open_model
+from gennode.engine.checkpoint.weights import find_model, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import Sharing
 from gennode.node.live import LiveNode

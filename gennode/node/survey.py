@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.weights import open_model
+from gennode.engine.checkpoint.weights import open_model
 from gennode.errors import NoRouteError
 from gennode.node.fetch import fetch_manifest, is_model_id, weights_folder
 from gennode.node.hub import find_or_download

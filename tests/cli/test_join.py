@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from gennode.engine.weights import find_model
+from gennode.engine.checkpoint.weights import find_model
 from gennode.node.state import StateFolder
 from tests.cli.conftest import NOBODY, Command, finish, process
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from gennode.engine.weights import find_model
+from gennode.engine.checkpoint.weights import find_model
 from tests.cli.conftest import Command, Ended, process
 
 MODEL, LAYERS, PROMPT = "gennode-small", ("0:2", "2:3"), "add 2 3 ="

@@ -8,7 +8,7 @@ from pathlib import Path
 import safetensors.torch
 
 from bench._random_model import random_llama
-from gennode.engine.layout import INDEX, SINGLE
+from gennode.engine.checkpoint.layout import INDEX, SINGLE
 from gennode.wire.manifest import ModelShape
 
 LAYERS = 4

@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.text import TextStream
-from gennode.engine.weights import open_model
 
 TEXTS = ("plain words", "naïve café — 你好 🙂👍🏽", "", "a\n\tb  c")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 from gennode.engine.sample import Sampling, choose
 from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
-from gennode.errors import LocalError
+from gennode.errors import LocalError, RemoteError
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
@@ -32,14 +33,14 @@ def generate(
         shard.open(span, span, 256)
     tokens = owner.tokenize(prompt)
     answer: list[int] = []
-    position, states = 0, owner.embed(tokens)
+    position, states = 0, owner.embed(tokens, 0)
     while len(answer) < count and not (answer and owner.is_end(answer[-1])):
         rows = len(states)
         for span in spans:
             [states] = shard.step([StepInput(span, position, states)])
         position += rows
         answer.append(choose(owner.logits(states[-1]), Sampling(), position))
-        states = owner.embed(answer[-1:])
+        states = owner.embed(answer[-1:], position)
     return answer
 
 
@@ -77,7 +78,7 @@ def test_layers_out_of_order_change_the_answer() -> None:
 
 
 def test_every_earlier_position_counts(shard: ToyShard) -> None:
-    rows = ToyOwner(MANIFEST).embed(range(2, 42))
+    rows = ToyOwner(MANIFEST).embed(range(2, 42), 0)
     true = one_layer_run(shard, [rows])
     np.testing.assert_array_equal(one_layer_run(shard, [rows[:7], rows[7:8], rows[8:]]), true)
     for index in range(39):
@@ -90,7 +91,7 @@ def test_every_earlier_position_counts(shard: ToyShard) -> None:
 
 
 def test_a_doubled_step_shows_and_a_repeated_one_does_not(shard: ToyShard) -> None:
-    rows = ToyOwner(MANIFEST).embed(range(2, 12))
+    rows = ToyOwner(MANIFEST).embed(range(2, 12), 0)
     shard.open("s", Span(0, 3), 64)
     [true] = shard.step([StepInput("s", 0, rows)])
     shard.step([StepInput("s", 10, rows[:1])])
@@ -104,7 +105,7 @@ def test_a_doubled_step_shows_and_a_repeated_one_does_not(shard: ToyShard) -> No
 @pytest.mark.parametrize("name", ["raw", "int8", "int8-outlier"])
 def test_every_codec_carries_states_without_loss(shard: ToyShard, name: CodecName) -> None:
     shard.open("s", Span(0, 3), 64)
-    [states] = shard.step([StepInput("s", 0, ToyOwner(MANIFEST).embed(range(40)))])
+    [states] = shard.step([StepInput("s", 0, ToyOwner(MANIFEST).embed(range(40), 0))])
     chosen = codec(name)
     np.testing.assert_array_equal(chosen.decode(chosen.encode(states), TOY_DIM), states)
 
@@ -168,3 +169,36 @@ def test_text_and_tokens(shard: ToyShard) -> None:
 def test_the_toy_needs_no_torch() -> None:
     program = "import sys, gennode.engine.toy; raise SystemExit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_kept_prefix_and_an_exported_cache_go_on_as_the_original() -> None:
+    shard, states = ToyShard(MANIFEST), ToyOwner(MANIFEST).embed(range(40), 0)
+    whole = Span(0, MANIFEST.shape.layers)
+    shard.load(whole)
+    for name in ("first", "second", "third"):
+        shard.open(name, whole, 64)
+    [expected] = shard.step([StepInput("first", 0, states)])
+    kept = shard.keep("first", 16)
+    assert kept is not None
+    pages = shard.export("first")
+    shard.close("first")
+    shard.adopt("second", kept)
+    shard.forget(kept)
+    [after] = shard.step([StepInput("second", 16, states[16:])])
+    np.testing.assert_array_equal(after, expected[16:])
+    shard.restore("third", pages)
+    assert shard.length("third") == 40
+    [again] = shard.step([StepInput("third", 30, states[30:])])
+    np.testing.assert_array_equal(again, expected[30:])
+
+
+@pytest.mark.parametrize("positions", [-1, 39, 41, 1 << 40])
+def test_pages_that_do_not_fit_are_refused(positions: int) -> None:
+    shard, whole = ToyShard(MANIFEST), Span(0, MANIFEST.shape.layers)
+    shard.load(whole)
+    shard.open("one", whole, 64)
+    shard.step([StepInput("one", 0, ToyOwner(MANIFEST).embed(range(40), 0))])
+    pages = dataclasses.replace(shard.export("one"), positions=positions)
+    shard.open("two", whole, 64)
+    with pytest.raises(RemoteError):
+        shard.restore("two", pages)

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gennode.engine.layout import SINGLE
-from gennode.engine.owner import LlamaOwner
-from gennode.engine.shard import LlamaShard
-from gennode.engine.shelf import FolderShelf
-from gennode.engine.weights import ModelFolder, open_model
+from gennode.engine.checkpoint.layout import SINGLE
+from gennode.engine.checkpoint.shelf import FolderShelf
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.shard import LlamaShard
 from gennode.errors import ModelError, NetworkError
 from gennode.mesh.memory import MemoryNetwork
 from gennode.node.fetch import (

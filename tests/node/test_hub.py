@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gennode.engine.weights import find_model
+from gennode.engine.checkpoint.weights import find_model
 from gennode.errors import ModelError
 from gennode.node.hub import find_or_download
 from gennode.node.progress import unwatched

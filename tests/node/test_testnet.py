@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import find_model, open_model
+from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.sample import Sampling
-from gennode.engine.shard import LlamaShard
-from gennode.engine.weights import find_model, open_model
 from gennode.errors import ResourceError, UsageError
 from gennode.node.alone import Alone
 from gennode.node.ask import Answer, Asker, asking

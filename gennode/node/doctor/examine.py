@@ -22,8 +22,8 @@ import platformdirs
 import psutil
 from packaging.requirements import Requirement
 
-from gennode.engine.shard import check_device
-from gennode.engine.weights import find_model, open_model, read_shape
+from gennode.engine.checkpoint.weights import find_model, open_model, read_shape
+from gennode.engine.llama.shard import check_device
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
 from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
 from gennode.mesh.p2pd.daemon import find_binary

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import torch
 
-from gennode.engine.weights import find_model
+from gennode.engine.checkpoint.weights import find_model
 from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.node.control import NodeStatus
 from gennode.node.doctor.diagnosis import diagnose

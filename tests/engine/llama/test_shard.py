@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from bench._random_model import random_llama
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.seam import Logits, ShardEngine, StepInput
-from gennode.engine.shard import LlamaShard
-from gennode.engine.weights import open_model
 from gennode.errors import DeviceError, LocalError, ResourceError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
@@ -48,7 +48,7 @@ class Chain:
             shard.open(sequence, span, max_positions)
 
     def step(self, sequence: object, position: int, tokens: Sequence[int]) -> list[Logits]:
-        states = self.owner.embed(tokens)
+        states = self.owner.embed(tokens, 0)
         for shard in self.shards:
             [states] = shard.step([StepInput(sequence, position, states)])
         return [self.owner.logits(row) for row in states]
@@ -271,8 +271,8 @@ def test_bf16_weights_on_a_cpu_stay_near_fp32(llamas: Llamas) -> None:
 _LOAD_SPAN = """
 import re, sys
 from pathlib import Path
-from gennode.engine.shard import LlamaShard
-from gennode.engine.weights import open_model
+from gennode.engine.llama.shard import LlamaShard
+from gennode.engine.checkpoint.weights import open_model
 from gennode.wire.ids import Span
 
 def resident_bytes(field):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from gennode.engine.owner import LlamaOwner
+from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.seam import OwnerEngine
-from gennode.engine.weights import open_model
 from gennode.errors import LocalError, ModelError, UsageError
 
 Llamas = dict[str, tuple[Path, LlamaForCausalLM]]
@@ -37,14 +37,14 @@ def test_text_survives_tokens(owner: OwnerEngine, text: str) -> None:
 
 def test_embed_takes_rows_and_logits_one_state(owner: OwnerEngine, llamas: Llamas) -> None:
     table = llamas["plain"][1].model.embed_tokens.weight.detach().numpy()
-    np.testing.assert_array_equal(owner.embed([5, 299, 5]), table[[5, 299, 5]])
-    assert owner.embed([]).shape == (0, 32)
-    state = owner.embed([7])
+    np.testing.assert_array_equal(owner.embed([5, 299, 5], 0), table[[5, 299, 5]])
+    assert owner.embed([], 0).shape == (0, 32)
+    state = owner.embed([7], 3)
     assert owner.logits(state).shape == (300,)
     np.testing.assert_array_equal(owner.logits(state), owner.logits(state[0]))
     for token in (-1, 300):
         with pytest.raises(LocalError):
-            owner.embed([token])
+            owner.embed([token], 0)
     with pytest.raises(LocalError):
         owner.logits(state.astype(np.float64))
 

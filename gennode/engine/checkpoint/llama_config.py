@@ -1,4 +1,4 @@
-"""A Llama model's config.json, checked, and the tensors that it promises."""
+"""A Llama's config.json, checked, and the tensors that it promises."""
 
 from __future__ import annotations
 
@@ -140,21 +140,9 @@ class LlamaConfig(msgspec.Struct, frozen=True):
         return shapes
 
 
-class _Architectures(msgspec.Struct):
-    """Read first: another architecture's config would fail on keys that mean nothing to us."""
-
-    architectures: tuple[str, ...] = ()
-    model_type: str = ""
-
-
-def parse_config(data: bytes, file: str) -> LlamaConfig:
+def parse_llama(data: bytes, file: str) -> LlamaConfig:
     """A checked config from the bytes of `file`; ModelError names the key that is wrong."""
     try:
-        named = msgspec.json.decode(data, type=_Architectures)
-        if named.architectures != (ARCHITECTURE,):
-            found = ", ".join(named.architectures) or named.model_type or "no architecture"
-            raise ModelError(f"{file} describes {found[:128]}, not {ARCHITECTURE}",
-                             hint=_REFUSED_HINT)  # fmt: skip
         config = msgspec.json.decode(data, type=LlamaConfig)
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
         raise ModelError(
@@ -178,15 +166,3 @@ def parse_config(data: bytes, file: str) -> LlamaConfig:
         if not holds:
             raise ModelError(f"{file}: {problem}", hint=_REFUSED_HINT)
     return config
-
-
-class _Generation(msgspec.Struct):
-    eos_token_id: _EndTokens = None
-
-
-def parse_end_tokens(data: bytes, file: str) -> _EndTokens:
-    """`eos_token_id` of a generation_config.json; ModelError if the file is malformed."""
-    try:
-        return msgspec.json.decode(data, type=_Generation).eos_token_id
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
-        raise ModelError(f"{file} is malformed: {error}", hint="download it again") from error

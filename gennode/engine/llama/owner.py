@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from gennode.engine.linear import make_linear
-from gennode.engine.model import normalise
+from gennode.engine.checkpoint.weights import ModelFolder
+from gennode.engine.llama.linear import make_linear
+from gennode.engine.llama.model import normalise
 from gennode.engine.seam import Logits, States
-from gennode.engine.weights import ModelFolder
 from gennode.errors import LocalError, ModelError, UsageError
 from gennode.wire.ids import ModelId
 
@@ -81,8 +81,8 @@ class LlamaOwner:
         return token in self._folder.end_tokens
 
     @torch.inference_mode()
-    def embed(self, tokens: Sequence[int]) -> States:
-        """Input states of the first layer, shape [len(tokens), dim]."""
+    def embed(self, tokens: Sequence[int], position: int) -> States:
+        """Input states of the first layer, [len(tokens), dim]; the same at all positions."""
         vocab = self._config.vocab_size
         if any(not 0 <= token < vocab for token in tokens):
             raise LocalError(f"a token lies outside the vocabulary of {vocab}")

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gennode
-from gennode.engine.owner import LlamaOwner
-from gennode.engine.weights import find_model, open_model
+from gennode.engine.checkpoint.weights import find_model, open_model
+from gennode.engine.llama.owner import LlamaOwner
 from gennode.errors import ModelError
 from gennode.wire.manifest import CHUNK_BYTES
 
@@ -212,7 +212,7 @@ def test_sharded_files_are_read_by_the_index(llama_folder: Path) -> None:
                   llama_folder / file)  # fmt: skip
     write_index(**placed)(llama_folder)
     sharded = LlamaOwner(open_model(llama_folder))
-    np.testing.assert_array_equal(sharded.embed([1, 2]), whole.embed([1, 2]))
+    np.testing.assert_array_equal(sharded.embed([1, 2], 0), whole.embed([1, 2], 0))
 
 
 def test_a_hub_snapshot_may_link_to_its_blobs(llama_folder: Path, tmp_path: Path) -> None:

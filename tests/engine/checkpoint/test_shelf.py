@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gennode.engine import shelf
-from gennode.engine.layout import CONFIG, SINGLE, Position, needed
-from gennode.engine.model import load_layer
-from gennode.engine.owner import LlamaOwner
-from gennode.engine.shard import LlamaShard
-from gennode.engine.shelf import FolderShelf, PartialFolder, is_partial
-from gennode.engine.weights import ModelFolder, open_model
+from gennode.engine.checkpoint import shelf
+from gennode.engine.checkpoint.layout import CONFIG, SINGLE, Position, needed
+from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_partial
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.llama.model import load_layer
+from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.shard import LlamaShard
 from gennode.errors import ModelError, ResourceError
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.manifest import CHUNK_BYTES
@@ -90,7 +90,7 @@ def test_an_owner_takes_what_lies_around_the_layers(whole: ModelFolder, tmp_path
     owner, expected = LlamaOwner(open_model(tmp_path)), LlamaOwner(whole)
     assert owner.model == expected.model
     tokens = expected.tokenize("count from 1 to 3 =")
-    assert (owner.embed(tokens) == expected.embed(tokens)).all()
+    assert (owner.embed(tokens, 0) == expected.embed(tokens, 0)).all()
 
 
 def test_a_folder_serves_what_it_has_and_nothing_else(whole: ModelFolder, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_one_chunk_in_many_places_is_fetched_once(tmp_path: Path) -> None:
     zeros = bytes(3 * CHUNK_BYTES)
     (source / "zeros.safetensors").write_bytes(zeros)
     manifest = open_model(source).manifest
-    from gennode.engine.hashing import hash_files
+    from gennode.engine.checkpoint.hashing import hash_files
 
     [extra] = hash_files(source, ["zeros.safetensors"], None, None)
     longer = msgspec.structs.replace(manifest, files=(*manifest.files, extra))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from gennode.engine.linear import PACKED_MIN_ELEMENTS, make_linear
+from gennode.engine.llama.linear import PACKED_MIN_ELEMENTS, make_linear
 
 
 @pytest.mark.parametrize("columns", [16, PACKED_MIN_ELEMENTS // 512])

@@ -14,9 +14,9 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gennode.engine.config import LlamaConfig, parse_config, parse_end_tokens
-from gennode.engine.hashing import Progress, hash_files
-from gennode.engine.layout import (
+from gennode.engine.checkpoint.config import parse_config, parse_end_tokens
+from gennode.engine.checkpoint.hashing import Progress, hash_files
+from gennode.engine.checkpoint.layout import (
     CONFIG,
     INDEX,
     MAX_CONFIG_BYTES,
@@ -30,7 +30,8 @@ from gennode.engine.layout import (
     read_config,
     tensor_places,
 )
-from gennode.engine.shelf import FolderShelf, PartialFolder, is_partial
+from gennode.engine.checkpoint.llama_config import LlamaConfig
+from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_partial
 from gennode.errors import LocalError, ModelError
 from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, ModelShape
 
@@ -38,7 +39,7 @@ BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
 MANIFEST = "manifest.json"
 
 
-_BUNDLED_FOLDER = Path(__file__).resolve().parent.parent / "models"
+_BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "models"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _DTYPES = ("F32", "BF16", "F16")
 _AGAIN = "download the model again"

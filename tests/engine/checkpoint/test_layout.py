@@ -11,7 +11,7 @@ import pytest
 import safetensors
 import torch
 
-from gennode.engine.layout import (
+from gennode.engine.checkpoint.layout import (
     CONFIG,
     INDEX,
     MAX_CONFIG_BYTES,
@@ -22,7 +22,7 @@ from gennode.engine.layout import (
     parse_index,
     tensor_ranges,
 )
-from gennode.engine.weights import open_model
+from gennode.engine.checkpoint.weights import open_model
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import Manifest, ManifestFile, ModelShape

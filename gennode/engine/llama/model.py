@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from gennode.engine.config import LlamaConfig
-from gennode.engine.linear import Linear, make_linear
-from gennode.engine.weights import ModelFolder
+from gennode.engine.checkpoint.llama_config import LlamaConfig
+from gennode.engine.checkpoint.weights import ModelFolder
+from gennode.engine.llama.linear import Linear, make_linear
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.layout import Position
+from gennode.engine.checkpoint.layout import Position
 from gennode.errors import LocalError, ModelError, RemoteError, ResourceError
 from gennode.wire.ids import ModelId
 from gennode.wire.manifest import CHUNK_BYTES, MAX_MANIFEST_BYTES, Manifest, parse_manifest

@@ -9,7 +9,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from gennode.engine.config import LlamaConfig, parse_config
+from gennode.engine.checkpoint.config import parse_config
+from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import CHUNK_BYTES, Manifest

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
     check_open,
     check_span,
@@ -19,7 +21,7 @@ from gennode.engine.contract import (
     check_unload,
     maximal_spans,
 )
-from gennode.engine.model import (
+from gennode.engine.llama.model import (
     Layer,
     LayerCache,
     load_layer,
@@ -27,8 +29,7 @@ from gennode.engine.model import (
     rotary_frequencies,
     run_layer,
 )
-from gennode.engine.seam import Profile, States, StepInput
-from gennode.engine.weights import ModelFolder
+from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
 from gennode.errors import DeviceError, LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
@@ -104,8 +105,9 @@ class LlamaShard:
         self._profile: Profile | None = None
         self._threads = torch.get_num_threads()
 
-    def reread(self, folder: ModelFolder) -> None:
+    def reread(self, path: Path) -> None:
         """Load from this folder from now on: the same model, with more of its files here."""
+        folder = open_model(path)
         if folder.manifest.model != self.model:
             raise LocalError("a folder of another model can't take an engine's place")
         self._folder = folder
@@ -173,6 +175,34 @@ class LlamaShard:
     def close(self, sequence: Hashable) -> None:
         """End a sequence and free its cache. Idempotent."""
         self._sequences.pop(sequence, None)
+
+    def cache_use(self) -> CacheUse:
+        """What the caches of all sequences take."""
+        held = sum(each.capacity * each.span.layers for each in self._sequences.values())
+        return CacheUse(held * self._position_bytes, self._max_cache_bytes)
+
+    @property
+    def _position_bytes(self) -> int:
+        return self._config.shape.position_elements * self._dtype.itemsize
+
+    def keep(self, sequence: Hashable, positions: int) -> int | None:
+        """Not yet."""
+        return None
+
+    def adopt(self, sequence: Hashable, kept: int) -> None:
+        """Not yet."""
+        raise LocalError("nothing is kept")
+
+    def forget(self, kept: int) -> None:
+        """Nothing is kept."""
+
+    def export(self, sequence: Hashable) -> CachePages:
+        """Not yet."""
+        raise LocalError("caches can't be exported")
+
+    def restore(self, sequence: Hashable, pages: CachePages) -> None:
+        """Not yet."""
+        raise LocalError("caches can't be restored")
 
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes."""
