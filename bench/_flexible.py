@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench._random_model import random_llama
 from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.engines import owner_engine
 from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import OwnerEngine
@@ -203,7 +204,7 @@ async def asked_all_the_while(
     folder = open_model(model)
     engine, whole = LlamaShard(folder), Span(0, SHAPE.layers)
     engine.load(whole)
-    owner, asked = LlamaOwner(folder), Asked()
+    owner, asked = owner_engine(folder), Asked()
     bootstrap = tuple(card.addresses[0] for card in cards.values())
     async with asking(str(model), bootstrap, codec_name="raw") as asker:
 
