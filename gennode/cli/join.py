@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="join", short_help="Host layers of a model for the swarm.")
-@click.option("--gpu", "device", flag_value="cuda", help="Compute on the GPU (exit 7 without).")
+@click.option("--gpu", "device", flag_value="gpu", help="Compute on the GPU (exit 7 without).")
 @click.option("--cpu", "device", flag_value="cpu", default="cpu", help="Compute on the CPU.")
 @model_option
 @click.option(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gennode.engine.devices import pick_device, wait_for
 from gennode.engine.llama.linear import make_linear
 from gennode.engine.llama.model import place
-from gennode.engine.llama.shard import check_device
 from gennode.errors import ResourceError
 from gennode.wire.announcement import Machine
 from gennode.wire.coordinates import Coordinate
@@ -52,8 +52,7 @@ def measure_machine(
     those who know them. `progress` is told (stages done, stages in all). Takes some 350 MB for
     as long as it measures. Raises DeviceError, ResourceError.
     """
-    check_device(device)
-    probe = _Probe(torch.device(device), dtype, clock)
+    probe = _Probe(torch.device(pick_device(device)), dtype, clock)
 
     def done(stages: int) -> None:
         if progress is not None:
@@ -156,6 +155,5 @@ class _Probe:
     def _time_s(self, run: Callable[[], None]) -> float:
         start_s = self.clock()
         run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait_for(self.device)
         return self.clock() - start_s

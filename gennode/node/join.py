@@ -14,8 +14,8 @@ import msgspec
 import psutil
 
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.devices import check_device
 from gennode.engine.engines import EngineOptions, shard_engine
-from gennode.engine.llama.shard import check_device
 from gennode.engine.probe import measure_machine
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (

@@ -21,6 +21,7 @@ from gennode.engine.contract import (
     check_unload,
     maximal_spans,
 )
+from gennode.engine.devices import pick_device
 from gennode.engine.llama.model import (
     Layer,
     LayerCache,
@@ -30,7 +31,7 @@ from gennode.engine.llama.model import (
     run_layer,
 )
 from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
-from gennode.errors import DeviceError, LocalError, ResourceError
+from gennode.errors import LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
 CACHE_BLOCK_POSITIONS = 256  # a cache grows by doubling, in whole blocks: rarely, and by copying
@@ -52,15 +53,6 @@ PROFILE_BYTES = 256 * 1024**2  # of weights, for that: more than processors keep
 _WARM_UP_STEPS = 2
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-def check_device(device: str) -> None:
-    """DeviceError unless layers can be computed on `device` here."""
-    if device not in ("cpu", "cuda"):
-        raise DeviceError(f"device {device[:64]!r} is not supported", hint="use cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("there is no CUDA device that torch can use",
-                          hint="use the device cpu, or install a torch for CUDA")  # fmt: skip
 
 
 @dataclass
@@ -92,10 +84,9 @@ class LlamaShard:
         """
         if dtype not in _DTYPE_NAMES:
             raise LocalError(f"{dtype} is no dtype that layers are computed in")
-        check_device(device)
         self._folder = folder
         self._config = folder.config
-        self._device = torch.device(device)
+        self._device = torch.device(pick_device(device))
         self._dtype = dtype
         self._max_cache_bytes = max_cache_bytes
         self._layers: dict[int, Layer] = {}

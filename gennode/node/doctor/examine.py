@@ -23,7 +23,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from gennode.engine.checkpoint.weights import find_model, open_model, read_shape
-from gennode.engine.llama.shard import check_device
+from gennode.engine.devices import check_device
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
 from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
 from gennode.mesh.p2pd.daemon import find_binary
@@ -86,7 +86,7 @@ async def examine(
             cache_disk = look(lambda: _disk(platformdirs.user_cache_path("gennode")))
             memory = look(lambda: _memory(wanted))
             model = look(lambda: _model(wanted))
-            gpu = look(lambda: check_device("cuda"))
+            gpu = look(lambda: check_device("gpu"))
             mesh = group.create_task(_mesh(wanted, binary))
             tasks.append(mesh)
             mesh.add_done_callback(count)
