@@ -16,7 +16,7 @@ from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.engines import owner_engine
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import OwnerEngine
-from gennode.engine.text import TextStream
+from gennode.engine.text.stream import TextStream
 from gennode.errors import NetworkError
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.fetch import fetch_span, is_model_id, weights_folder

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.linear import make_linear
 from gennode.engine.llama.model import normalise
 from gennode.engine.seam import Logits, States
-from gennode.errors import LocalError, ModelError, UsageError
+from gennode.engine.text.tokenizer import ModelTokenizer
+from gennode.errors import LocalError
 from gennode.wire.ids import ModelId
-
-MAX_TEXT_CHARACTERS = 4 * 1024 * 1024  # four for each of the 2^20 positions a session may have
 
 
 class LlamaOwner:
@@ -27,7 +24,7 @@ class LlamaOwner:
         """Load the owner's tensors; the layers are not read. Raises ModelError."""
         self._folder = folder
         self._config = folder.config
-        self._tokenizer = _load_tokenizer(folder)
+        self._tokenizer = ModelTokenizer(folder.path, folder.config.vocab_size)
         shapes = folder.config.owner_tensors()
 
         def take(name: str, dtype: torch.dtype | None) -> torch.Tensor:
@@ -62,19 +59,11 @@ class LlamaOwner:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model expects."""
-        if len(text) > MAX_TEXT_CHARACTERS:
-            raise UsageError(f"a prompt of {len(text)} characters is too long",
-                             hint=f"keep it below {MAX_TEXT_CHARACTERS}")  # fmt: skip
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError("the prompt is not valid Unicode text",
-                             hint="remove its lone surrogates") from error  # fmt: skip
-        return list(self._tokenizer.encode(text).ids)
+        return self._tokenizer.encode(text)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return self._tokenizer.decode(tokens)
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends an answer."""
@@ -96,39 +85,3 @@ class LlamaOwner:
             raise LocalError(f"logits need one float32 state of {self.dim}, not {state.shape}")
         row = torch.tensor(state).view(1, self.dim)
         return self._head(normalise(row, self._norm, self._config.rms_norm_eps))[0].numpy()
-
-
-class _TokenizerErrors:
-    """Turns what the tokenizers library raises into ModelError.
-
-    It raises the bare class Exception; to catch that with `except` would catch our own bugs.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is Exception:
-            raise ModelError(
-                f"tokenizer.json is damaged: {error}", hint="download that file again"
-            ) from error
-
-
-def _load_tokenizer(folder: ModelFolder) -> Tokenizer:
-    with _TokenizerErrors():
-        tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
-    # A saved tokenizer may carry batch settings; a prompt is neither padded nor cut.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
-    if size > folder.config.vocab_size:
-        raise ModelError(
-            f"tokenizer.json has {size} tokens, the weights {folder.config.vocab_size}",
-            hint="take tokenizer.json and the weights from the same model",
-        )
-    return tokenizer

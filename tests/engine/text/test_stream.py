@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.llama.owner import LlamaOwner
-from gennode.engine.text import TextStream
+from gennode.engine.text.stream import TextStream
 
 TEXTS = ("plain words", "naïve café — 你好 🙂👍🏽", "", "a\n\tb  c")
 

@@ -1,0 +1,1 @@
+"""Between people's text and a model's tokens."""
