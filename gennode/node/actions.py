@@ -31,13 +31,14 @@ class HopKey:
 
 @dataclass(frozen=True)
 class OpenJob:
-    """Load what is missing of `span`, then begin a sequence."""
+    """Load what is missing of `span`, then begin a sequence of `owner`'s."""
 
     model: ModelId
     key: HopKey
     attempt: int
     span: Span
     max_positions: int
+    owner: PeerId
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class HopMachine:
         if reason:
             return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
         self._hosted[key] = _Hosted(sender, message, heard_s=now_s, opened_s=now_s)
-        job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions)
+        job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions, sender)
         return [Run(job)]
 
     def _own_hop(self, message: Open) -> Hop:

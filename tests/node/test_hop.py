@@ -99,7 +99,9 @@ def test_sessions_are_counted_in_all_and_by_owner() -> None:
     assert isinstance(refusal, Refuse)
     assert "one owner" in refusal.reason
     other = msgspec.structs.replace(opening(1), session=b"o" * 16)
-    assert isinstance(_job(machine.receive(SPARE, other, b"", 0.0)), OpenJob)
+    job = _job(machine.receive(SPARE, other, b"", 0.0))
+    assert isinstance(job, OpenJob)
+    assert job.owner == SPARE
     [refusal] = _sent(machine.receive(SPARE, opening(1), b"", 0.0))
     assert isinstance(refusal, Refuse)
     assert "taken" in refusal.reason

@@ -33,7 +33,7 @@ def worker(span: Span = FOUR, *, capacity_layers: int = 5, on_request: bool = Tr
 
 
 def begin(host: Worker, span: Span, key: HopKey = KEY) -> bytes | Exception:
-    return host.attempt(OpenJob(MODEL, key, 0, span, 64))
+    return host.attempt(OpenJob(MODEL, key, 0, span, 64, OWNER))
 
 
 def one_step(host: Worker, position: int = 0) -> bytes | Exception:
