@@ -1,0 +1,1 @@
+"""Continuous batching: which rows of which sequences an engine computes next."""
