@@ -36,6 +36,14 @@ class StepInput:
 
 
 @dataclass(frozen=True)
+class ChatMessage:
+    """One turn of a conversation; `role` is `system`, `user`, `assistant`, or a model's own."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class CachePages:
     """A sequence's cache, for another engine to go on from.
 
@@ -163,6 +171,13 @@ class OwnerEngine(Protocol):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model expects."""
+
+    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins, as the model knows it.
+
+        May take a second, and blocks. ModelError if the model has no chat template or a harmful
+        one, or if it refuses the conversation, such as one without a user's message.
+        """
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""

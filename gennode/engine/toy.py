@@ -22,7 +22,15 @@ from gennode.engine.contract import (
     check_unload,
     maximal_spans,
 )
-from gennode.engine.seam import CachePages, CacheUse, Logits, Profile, States, StepInput
+from gennode.engine.seam import (
+    CachePages,
+    CacheUse,
+    ChatMessage,
+    Logits,
+    Profile,
+    States,
+    StepInput,
+)
 from gennode.errors import LocalError, RemoteError
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.manifest import Manifest, ModelShape
@@ -293,6 +301,11 @@ class ToyOwner:
         codes = (ord(character) for character in text)
         known = (code if _FIRST_CODE <= code <= _LAST_CODE else _UNKNOWN for code in codes)
         return [_BEGIN, *(code - _FIRST_CODE + _FIRST_CHARACTER for code in known)]
+
+    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Each message after its role, and the answer's role."""
+        said = [f"{message.role}: {message.content} " for message in messages]
+        return self.tokenize("".join(said) + "assistant: ")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The characters, begin and end left out."""

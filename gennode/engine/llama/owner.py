@@ -10,7 +10,8 @@ import torch
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.linear import make_linear
 from gennode.engine.llama.model import normalise
-from gennode.engine.seam import Logits, States
+from gennode.engine.seam import ChatMessage, Logits, States
+from gennode.engine.text.chat import Chat
 from gennode.engine.text.tokenizer import ModelTokenizer
 from gennode.errors import LocalError
 from gennode.wire.ids import ModelId
@@ -25,6 +26,7 @@ class LlamaOwner:
         self._folder = folder
         self._config = folder.config
         self._tokenizer = ModelTokenizer(folder.path, folder.config.vocab_size)
+        self._chat = Chat(folder.path, self._tokenizer)
         shapes = folder.config.owner_tensors()
 
         def take(name: str, dtype: torch.dtype | None) -> torch.Tensor:
@@ -60,6 +62,10 @@ class LlamaOwner:
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the model expects."""
         return self._tokenizer.encode(text)
+
+    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins; see OwnerEngine."""
+        return self._chat.tokens(messages)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of generated tokens, special ones left out."""
