@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 import msgspec
 
+from gennode.engine.checkpoint.any_config import AnyConfig, parse_any
 from gennode.engine.checkpoint.llama_config import ARCHITECTURE, LlamaConfig, parse_llama
 from gennode.errors import ModelError
+from gennode.wire.ids import Span
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=1 << 22)]
 _EndTokens = _Token | Annotated[list[_Token], msgspec.Meta(max_length=256)] | None
@@ -20,20 +23,41 @@ class _Architectures(msgspec.Struct):
     model_type: str = ""
 
 
-def parse_config(data: bytes, file: str) -> LlamaConfig:
+ModelConfig = LlamaConfig | AnyConfig
+"""What a config.json says: for the fast engine, or for the generic one."""
+
+Shapes = Mapping[str, tuple[int, ...] | None]
+"""Names of tensors and the shapes that a config promises; None where it does not say."""
+
+
+def tensors_of(
+    config: ModelConfig, names: Collection[str], span: Span | None, *, owner: bool
+) -> Shapes:
+    """The tensors of a span of layers, and of an owner.
+
+    `names`: of all the model's tensors. A Llama's are known from its config alone, so that
+    what is missing shows; another model's are those of `names` that belong there.
+    """
+    if isinstance(config, AnyConfig):
+        return dict.fromkeys(config.tensors(names, span, owner=owner))
+    shapes: dict[str, tuple[int, ...] | None] = dict(config.owner_tensors()) if owner else {}
+    for layer in range(*span) if span else ():
+        shapes.update(config.layer_tensors(layer))
+    return shapes
+
+
+def parse_config(data: bytes, file: str) -> ModelConfig:
     """A checked config from the bytes of `file`; ModelError names what is wrong."""
     try:
         named = msgspec.json.decode(data, type=_Architectures)
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
         raise ModelError(
             f"{file} is not a model config we can use: {error}",
-            hint="download the model again, or use a Llama model in Hugging Face format",
+            hint="download the model again",
         ) from error
-    if named.architectures != (ARCHITECTURE,):
-        found = ", ".join(named.architectures) or named.model_type or "no architecture"
-        raise ModelError(f"{file} describes {found[:128]}, not {ARCHITECTURE}",
-                         hint="use a Llama model in Hugging Face format")  # fmt: skip
-    return parse_llama(data, file)
+    if named.architectures == (ARCHITECTURE,):
+        return parse_llama(data, file)
+    return parse_any(data, file)
 
 
 class _Generation(msgspec.Struct):

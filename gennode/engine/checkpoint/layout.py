@@ -9,8 +9,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from gennode.engine.checkpoint.config import parse_config
-from gennode.engine.checkpoint.llama_config import LlamaConfig
+from gennode.engine.checkpoint.config import ModelConfig, parse_config, tensors_of
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import CHUNK_BYTES, Manifest
@@ -80,20 +79,35 @@ def needed(manifest: Manifest, read: ReadBytes, span: Span | None, *, owner: boo
                              hint="don't use this model")  # fmt: skip
         positions |= _chunks(name, 0, files[name])
     config = read_config(manifest, read)
+    if config is None:
+        return positions
     placed = _placed(files, read)
-    if config is None or placed is None:
+    if INDEX not in files:  # one file: its header comes first, for it names the tensors
+        positions |= _tensor_chunks(SINGLE, _size(files, SINGLE, "weights"), (), read)
+    if placed is None:
         return positions
     tensors: dict[str, list[str]] = {}
-    for name in wanted_tensors(config, span, owner=owner):
-        tensors.setdefault(placed.get(name, "") if placed else SINGLE, []).append(name)
+    for name in tensors_of(config, placed, span, owner=owner):
+        tensors.setdefault(placed.get(name, ""), []).append(name)
     for file, names in tensors.items():
-        if file not in files:
-            raise ModelError(f"no file of the model has the tensor {names[0]}", hint=_AGAIN)
-        positions |= _tensor_chunks(file, files[file], names, read)
+        size_bytes = _size(files, file, f"the tensor {names[0]}")
+        positions |= _tensor_chunks(file, size_bytes, names, read)
     return positions
 
 
-def read_config(manifest: Manifest, read: ReadBytes) -> LlamaConfig | None:
+def tensor_names(manifest: Manifest, read: ReadBytes) -> frozenset[str] | None:
+    """The names of all the model's tensors; None while nobody can know."""
+    placed = _placed({file.name: file.size_bytes for file in manifest.files}, read)
+    return None if placed is None else frozenset(placed)
+
+
+def _size(files: Mapping[str, int], file: str, what: str) -> int:
+    if file not in files:
+        raise ModelError(f"no file of the model has {what}", hint=_AGAIN)
+    return files[file]
+
+
+def read_config(manifest: Manifest, read: ReadBytes) -> ModelConfig | None:
     """The config, None while it is not here; ModelError if it is not the manifest's model."""
     size_bytes = next((file.size_bytes for file in manifest.files if file.name == CONFIG), 0)
     data = read(CONFIG, 0, size_bytes) if 0 < size_bytes <= MAX_CONFIG_BYTES else None
@@ -104,14 +118,6 @@ def read_config(manifest: Manifest, read: ReadBytes) -> LlamaConfig | None:
         raise ModelError(f"{CONFIG} and the manifest disagree on the model's sizes",
                          hint="don't use this model")  # fmt: skip
     return config
-
-
-def wanted_tensors(config: LlamaConfig, span: Span | None, *, owner: bool) -> list[str]:
-    """Names of the tensors of a span, and of an owner."""
-    names = list(config.owner_tensors()) if owner else []
-    for layer in range(*span) if span else ():
-        names += config.layer_tensors(layer)
-    return names
 
 
 def tensor_places(manifest: Manifest, read: ReadBytes, has: HasBytes) -> Mapping[str, str]:
@@ -175,9 +181,10 @@ def _small_files(present: Iterable[str], *, owner: bool) -> dict[str, int]:
 
 
 def _placed(files: Mapping[str, int], read: ReadBytes) -> Mapping[str, str] | None:
-    """Which file holds each tensor; empty if there is only one; None while nobody can know."""
+    """Which file holds each tensor; None while nobody can know."""
     if INDEX not in files:
-        return {}
+        ranges = tensor_ranges(SINGLE, files.get(SINGLE, 0), read)
+        return None if ranges is None else dict.fromkeys(ranges, SINGLE)
     data = read(INDEX, 0, files[INDEX])
     return None if data is None else parse_index(data)
 

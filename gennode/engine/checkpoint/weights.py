@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,14 @@ import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gennode.engine.checkpoint.config import parse_config, parse_end_tokens
+from gennode.engine.checkpoint.any_config import AnyConfig
+from gennode.engine.checkpoint.config import (
+    ModelConfig,
+    Shapes,
+    parse_config,
+    parse_end_tokens,
+    tensors_of,
+)
 from gennode.engine.checkpoint.hashing import Progress, hash_files
 from gennode.engine.checkpoint.layout import (
     CONFIG,
@@ -28,11 +35,13 @@ from gennode.engine.checkpoint.layout import (
     TOKENIZER,
     parse_index,
     read_config,
+    tensor_names,
     tensor_places,
 )
 from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_partial
 from gennode.errors import LocalError, ModelError
+from gennode.wire.ids import Span
 from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, ModelShape
 
 BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
@@ -49,14 +58,16 @@ _AGAIN = "download the model again"
 class ModelFolder:
     """A checked folder. `tensors`: the file that holds each tensor that is here; see `read`.
 
-    `shelf`: the folder's chunks, for peers that want them.
+    `names`: of all the model's tensors, as far as is known; `shelf`: the folder's chunks, for
+    peers that want them.
     """
 
     path: Path
-    config: LlamaConfig
+    config: ModelConfig
     manifest: Manifest
     end_tokens: frozenset[int]
     tensors: Mapping[str, str]
+    names: Collection[str]
     shelf: FolderShelf | PartialFolder
 
     @property
@@ -64,14 +75,33 @@ class ModelFolder:
         """Whether some of the model may not be here, because peers gave only a part."""
         return isinstance(self.shelf, PartialFolder)
 
+    @property
+    def llama(self) -> LlamaConfig:
+        """The config of a model that the fast engine runs; LocalError for any other."""
+        if not isinstance(self.config, LlamaConfig):
+            raise LocalError(f"{self.manifest.shape.architecture} is not for the fast engine")
+        return self.config
+
+    @property
+    def other(self) -> AnyConfig:
+        """The config of a model that only the generic engine runs; LocalError for any other."""
+        if not isinstance(self.config, AnyConfig):
+            raise LocalError(f"{self.manifest.shape.architecture} is not for the generic engine")
+        return self.config
+
     def whole_layers(self) -> list[int]:
         """The layers of which every tensor is here."""
-        layers = range(self.config.num_hidden_layers)
-        return [
-            layer
-            for layer in layers
-            if self.config.layer_tensors(layer).keys() <= self.tensors.keys()
-        ]
+        found = []
+        for layer in range(self.config.num_hidden_layers):
+            wanted = tensors_of(self.config, self.names, Span(layer, layer + 1), owner=False)
+            if wanted and wanted.keys() <= self.tensors.keys():
+                found.append(layer)
+        return found
+
+    def read_whole(self, name: str) -> torch.Tensor:
+        """One tensor as it is in its file, in memory of its own. ModelError if it is not here."""
+        with _open_tensors(self.path / self._file(name)) as tensors:
+            return _copied(tensors.get_tensor(name))
 
     def read(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
@@ -84,12 +114,7 @@ class ModelFolder:
         result: torch.Tensor | None = None
         start = 0
         for name, shape in shapes.items():
-            file = self.tensors.get(name)
-            if file is None and self.is_partial:
-                raise ModelError(f"{self.path} has only a part of the model, without {name}",
-                                 hint="fetch those layers first")  # fmt: skip
-            if file is None:
-                raise _missing(name)
+            file = self._file(name)
             with _open_tensors(self.path / file) as tensors:
                 _check(tensors, file, name, shape)
                 mapped = tensors.get_tensor(name)
@@ -104,6 +129,23 @@ class ModelFolder:
         if result is None:
             raise LocalError("no tensor was asked for")
         return result
+
+    def _file(self, name: str) -> str:
+        """The file that holds a tensor."""
+        file = self.tensors.get(name)
+        if file is None and self.is_partial:
+            raise ModelError(f"{self.path} has only a part of the model, without {name}",
+                             hint="fetch those layers first")  # fmt: skip
+        if file is None:
+            raise _missing(name)
+        return file
+
+
+def _copied(mapped: torch.Tensor) -> torch.Tensor:
+    """A tensor that does not look through at its file, which may be truncated later."""
+    if mapped.ndim == 0:
+        return mapped.clone()
+    return _new_tensor(tuple(mapped.shape), mapped.dtype).copy_(mapped)
 
 
 def _new_tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -189,10 +231,12 @@ def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> 
     manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
     if stated:
         _compare(stated, manifest)
-    _check_tensors(folder, _promised(config), placed)
+    names_here = frozenset(placed)
+    _check_tensors(folder, _promised(config, names_here), placed)
     end_tokens = _end_tokens(folder, config, has_preference="generation_config.json" in names)
     shelf = FolderShelf(folder, manifest)
-    return ModelFolder(folder, config, manifest, end_tokens, MappingProxyType(placed), shelf)
+    tensors = MappingProxyType(placed)
+    return ModelFolder(folder, config, manifest, end_tokens, tensors, names_here, shelf)
 
 
 def _open_partial(folder: Path) -> ModelFolder:
@@ -203,23 +247,22 @@ def _open_partial(folder: Path) -> ModelFolder:
     if config is None:
         raise ModelError(f"{folder} lacks {CONFIG}", hint="fetch the model again")
     placed = tensor_places(manifest, shelf.read_bytes, shelf.has_bytes)
-    _check_tensors(folder, _promised(config, placed), placed)
+    known = tensor_names(manifest, shelf.read_bytes) or frozenset()
+    promised = _promised(config, known) if known else {}
+    here_alone = {name: shape for name, shape in promised.items() if name in placed}
+    _check_tensors(folder, here_alone, placed)
     preferred = any(place.file == "generation_config.json" for place in shelf.held)
     end_tokens = _end_tokens(folder, config, has_preference=preferred)
-    return ModelFolder(folder, config, manifest, end_tokens, MappingProxyType(placed), shelf)
+    tensors = MappingProxyType(dict(placed))
+    return ModelFolder(folder, config, manifest, end_tokens, tensors, known, shelf)
 
 
-def _promised(
-    config: LlamaConfig, placed: Mapping[str, str] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """The shapes that a config promises; with `placed`, only of tensors in there."""
-    shapes = dict(config.owner_tensors())
-    for layer in range(config.num_hidden_layers):
-        shapes.update(config.layer_tensors(layer))
-    return {name: shape for name, shape in shapes.items() if placed is None or name in placed}
+def _promised(config: ModelConfig, names: Collection[str]) -> Shapes:
+    """The tensors that a model has to have, with their shapes as far as its config says."""
+    return tensors_of(config, names, Span(0, config.num_hidden_layers), owner=True)
 
 
-def _end_tokens(folder: Path, config: LlamaConfig, *, has_preference: bool) -> frozenset[int]:
+def _end_tokens(folder: Path, config: ModelConfig, *, has_preference: bool) -> frozenset[int]:
     end_tokens = config.eos_token_id
     if has_preference:
         data = _read_small(folder, "generation_config.json", MAX_CONFIG_BYTES)
@@ -286,9 +329,7 @@ def _open_tensors(path: Path) -> safe_open:
         ) from error
 
 
-def _check_tensors(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], placed: Mapping[str, str]
-) -> None:
+def _check_tensors(folder: Path, shapes: Shapes, placed: Mapping[str, str]) -> None:
     """That each of these tensors is where it should be, in the shape the config implies."""
     missing = [name for name in shapes if name not in placed]
     if missing:
@@ -300,12 +341,12 @@ def _check_tensors(
                     _check(tensors, file, name, shape)
 
 
-def _check(tensors: safe_open, file: str, name: str, shape: tuple[int, ...]) -> None:
+def _check(tensors: safe_open, file: str, name: str, shape: tuple[int, ...] | None) -> None:
     try:
         entry = tensors.get_slice(name)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise ModelError(f"{file} lacks the tensor {name}", hint=_AGAIN) from error
-    if tuple(entry.get_shape()) != shape:
+    if shape is not None and tuple(entry.get_shape()) != shape:
         raise ModelError(
             f"{file}: {name} has shape {list(entry.get_shape())}, config.json wants {list(shape)}",
             hint="take config.json and the weights from the same model",

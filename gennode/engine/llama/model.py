@@ -53,7 +53,7 @@ class Place:
 
 def load_layer(folder: ModelFolder, index: int, device: torch.device, dtype: torch.dtype) -> Layer:
     """Read one layer, one matrix at a time; that one is held twice. Raises ModelError."""
-    shapes = folder.config.layer_tensors(index)
+    shapes = folder.llama.layer_tensors(index)
     prefix = f"model.layers.{index}."
 
     def take(names: Sequence[str], dtype: torch.dtype) -> torch.Tensor:

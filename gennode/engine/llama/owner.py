@@ -24,10 +24,10 @@ class LlamaOwner:
     def __init__(self, folder: ModelFolder) -> None:
         """Load the owner's tensors; the layers are not read. Raises ModelError."""
         self._folder = folder
-        self._config = folder.config
-        self._tokenizer = ModelTokenizer(folder.path, folder.config.vocab_size)
+        self._config = folder.llama
+        self._tokenizer = ModelTokenizer(folder.path, folder.llama.vocab_size)
         self._chat = Chat(folder.path, self._tokenizer)
-        shapes = folder.config.owner_tensors()
+        shapes = folder.llama.owner_tensors()
 
         def take(name: str, dtype: torch.dtype | None) -> torch.Tensor:
             return folder.read({name: shapes[name]}, dtype)
@@ -35,7 +35,7 @@ class LlamaOwner:
         # Rows are widened as they are looked up, so the table stays as small as in the file.
         self._embedding = take("model.embed_tokens.weight", None)
         self._norm = take("model.norm.weight", torch.float32)
-        tied = folder.config.tie_word_embeddings
+        tied = folder.llama.tie_word_embeddings
         head = take("model.embed_tokens.weight" if tied else "lm_head.weight", torch.float32)
         self._head = make_linear(head, None)
 

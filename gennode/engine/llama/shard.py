@@ -85,13 +85,13 @@ class LlamaShard:
         if dtype not in _DTYPE_NAMES:
             raise LocalError(f"{dtype} is no dtype that layers are computed in")
         self._folder = folder
-        self._config = folder.config
+        self._config = folder.llama
         self._device = torch.device(pick_device(device))
         self._dtype = dtype
         self._max_cache_bytes = max_cache_bytes
         self._layers: dict[int, Layer] = {}
         self._sequences: dict[Hashable, _Sequence] = {}
-        self._frequencies = rotary_frequencies(folder.config).to(self._device)
+        self._frequencies = rotary_frequencies(folder.llama).to(self._device)
         self._load_time_s: list[float] = []
         self._profile: Profile | None = None
         self._threads = torch.get_num_threads()

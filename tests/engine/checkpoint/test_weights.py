@@ -146,7 +146,7 @@ BAD_FOLDERS: list[tuple[Callable[[Path], None], str]] = [
     (edit_config(rope_parameters={"rope_type": "yarn"}), "yarn"),
     (edit_config(hidden_act="gelu"), "gelu"),
     (edit_config(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel"),
-    (edit_config(architectures=[]), "llama, not LlamaForCausalLM"),
+    (edit_config(architectures=[]), "llama, which is not supported"),
 ]
 
 
