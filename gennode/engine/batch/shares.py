@@ -19,6 +19,7 @@ class Shares:
         self._served: dict[Hashable, float] = {}
         self._waiting: dict[Hashable, int] = {}
         self._level = 0.0
+        self._is_level = True  # whether the level is that of those who wait now
 
     def join(self, who: Hashable) -> None:
         """One more thing of theirs waits."""
@@ -26,19 +27,24 @@ class Shares:
             self._raise_level()
             had = self._served.pop(who, 0.0)
             self._served[who] = max(had, self._level)  # at the end: remembered longest
+            self._is_level = False
         self._waiting[who] = self._waiting.get(who, 0) + 1
 
     def leave(self, who: Hashable) -> None:
         """One thing of theirs waits no longer."""
         self._waiting[who] -= 1
         if not self._waiting[who]:
-            self._raise_level()
             del self._waiting[who]
-            self._forget()
+            self._is_level = False
+            if not self._waiting:
+                self._level = max(self._level, self._served[who])
+            if len(self._served) - len(self._waiting) > 2 * MAX_REMEMBERED:
+                self._forget()
 
     def serve(self, who: Hashable, amount: float) -> None:
         """They have had so much more."""
         self._served[who] = self._served.get(who, self._level) + amount
+        self._is_level = False
 
     def lead(self, who: Hashable) -> float:
         """How much more than the least served of those that wait they have had."""
@@ -53,10 +59,12 @@ class Shares:
         return min(self._waiting, key=self._served.__getitem__)
 
     def _raise_level(self) -> None:
-        if self._waiting:
+        if self._waiting and not self._is_level:
             self._level = max(self._level, min(self._served[who] for who in self._waiting))
+        self._is_level = True
 
     def _forget(self) -> None:
+        self._raise_level()
         away = [who for who in self._served if who not in self._waiting]
         surplus = len(away) - MAX_REMEMBERED
         for place, who in enumerate(away):

@@ -55,5 +55,5 @@ def test_what_is_remembered_of_those_that_left_is_bounded() -> None:
         shares.join(who)
         shares.serve(who, 1.0)
         shares.leave(who)
-    assert len(shares._served) <= MAX_REMEMBERED + 1
+    assert len(shares._served) <= 2 * MAX_REMEMBERED + 1
     assert shares.lead("stays") == 0.0
