@@ -73,8 +73,13 @@ class Pages:
         return self._free_count
 
     def open(self, sequence: Hashable, max_positions: int) -> None:
-        """Begin a sequence without pages, or empty it if it exists already."""
+        """Begin a sequence without pages, or empty it if it exists already.
+
+        ResourceError if no page would be left for it, were all that are empty to take one.
+        """
         self.close(sequence)
+        if sum(not one.pages for one in self._all()) >= self._free_count:
+            raise _no_page_left(self.count)
         self._sequences[sequence] = _Sequence(pages_for(max_positions))
 
     def of(self, sequence: Hashable) -> list[int]:
@@ -110,10 +115,7 @@ class Pages:
             if self._is_read_by_others(known.pages[index], position - index * PAGE_POSITIONS)
         ]
         if len(shared) + max(0, total - len(known.pages)) > self._free_count:
-            raise ResourceError(
-                f"no page is left in a cache of {self.count}",
-                hint="serve fewer sessions or layers, or allow more memory for the cache",
-            )
+            raise _no_page_left(self.count)
         self.truncate(sequence, end)
         before, pages = list(known.pages), known.pages
         is_moved = self._move(known, total, is_split=bool(shared))
@@ -266,3 +268,10 @@ def _copies(before: list[int], after: list[int], position: int) -> list[Copy]:
         for index, (source, target) in enumerate(zip(before, after, strict=False))
         if source != target and index * PAGE_POSITIONS < position
     ]
+
+
+def _no_page_left(count: int) -> ResourceError:
+    return ResourceError(
+        f"no page is left in a cache of {count * PAGE_POSITIONS} positions",
+        hint="serve fewer sessions or layers, or allow more memory for the cache",
+    )

@@ -111,10 +111,14 @@ class KvPool:
     # -- sequences ----------------------------------------------------------------------------
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
-        """Begin a sequence over layers that are here, or empty it. Takes no page yet."""
+        """Begin a sequence over layers that are here, or empty it. Takes no page yet.
+
+        ResourceError if none would be left for it.
+        """
         missing = [index for index in range(span.start, span.end) if index not in self._layers]
         if missing:
             raise LocalError(f"layers {missing} have no cache")
+        self._spans.pop(sequence, None)
         self._pages.open(sequence, max_positions)
         self._spans[sequence] = span
 
