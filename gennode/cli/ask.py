@@ -80,6 +80,7 @@ def run_ask(
     import asyncio
 
     from gennode.engine.sample import Sampling
+    from gennode.engine.seam import ChatMessage
     from gennode.node.ask import Failover, asking
 
     sampling = Sampling(
@@ -88,6 +89,7 @@ def run_ask(
         seed=how["seed"],
         max_tokens=how["max_tokens"],
     )
+    asked = [ChatMessage("user", prompt)] if how["chat"] else prompt
     known = names or {}
 
     def on_failover(failover: Failover) -> None:
@@ -110,10 +112,10 @@ def run_ask(
             **quiet,
         ) as asker:
             if as_json:
-                print_json(await asker.ask(prompt, sampling))
+                print_json(await asker.ask(asked, sampling))
                 return
             answer = await asker.ask(
-                prompt,
+                asked,
                 sampling,
                 on_text=on_text,
                 on_route=lambda route: note(f"[{route_text(route, known)}]"),

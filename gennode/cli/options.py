@@ -136,7 +136,7 @@ def transport_option(command: F) -> F:
 
 
 def sampling_options(command: F) -> F:
-    """How tokens are chosen and travel, and what an answer may cost."""
+    """How a prompt is told, its tokens chosen and sent, and what an answer may cost."""
     for option in (
         click.option(
             "--max-tokens",
@@ -177,6 +177,12 @@ def sampling_options(command: F) -> F:
             "--cheapest",
             is_flag=True,
             help="Prefer a low price to a quick answer, while workers have room.",
+        ),
+        click.option(
+            "--chat",
+            is_flag=True,
+            help="Tell the prompt as a user's message, by the model's chat template: for models "
+            "that were trained to converse.",
         ),
     ):
         command = option(command)

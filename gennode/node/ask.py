@@ -15,7 +15,7 @@ import msgspec
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.engines import owner_engine
 from gennode.engine.sample import Sampling
-from gennode.engine.seam import OwnerEngine
+from gennode.engine.seam import ChatMessage, OwnerEngine
 from gennode.engine.text.stream import TextStream
 from gennode.errors import NetworkError
 from gennode.node.actions import Opened, Rerouted
@@ -75,13 +75,16 @@ class Asker:
 
     async def ask(
         self,
-        prompt: str,
+        prompt: str | Sequence[ChatMessage],
         sampling: Sampling,
         *,
         on_text: Callable[[str], None] = lambda _text: None,
         on_route: Callable[[tuple[Hop, ...]], None] = lambda _route: None,
     ) -> Answer:
-        """Stream one answer; `on_text` gets each piece of text as it is certain."""
+        """Stream one answer; `on_text` gets each piece of text as it is certain.
+
+        `prompt`: text as it is, or a conversation, to be told by the model's chat template.
+        """
         self.failovers.clear()
         self.tokens_given = 0
         text = TextStream(self.owner.detokenize)
@@ -89,7 +92,12 @@ class Asker:
         pieces: list[str] = []
         start_s = first_s = last_s = time.perf_counter()
         longest_gap_s = 0.0
-        async with aclosing(answer(prompt, self.owner, self.node, sampling)) as stream:
+        asked: str | list[int]
+        if isinstance(prompt, str):
+            asked = prompt
+        else:
+            asked = await asyncio.to_thread(self.owner.chat, prompt)
+        async with aclosing(answer(asked, self.owner, self.node, sampling)) as stream:
             async for token in stream:
                 now_s = time.perf_counter()
                 if tokens:

@@ -34,10 +34,13 @@ class Swarm(Protocol):
 
 
 async def answer(
-    prompt: str, owner: OwnerEngine, swarm: Swarm, sampling: Sampling
+    prompt: str | Sequence[int], owner: OwnerEngine, swarm: Swarm, sampling: Sampling
 ) -> AsyncGenerator[int]:
-    """Yield the tokens of the answer, the end token included, as they are made."""
-    tokens = owner.tokenize(prompt)
+    """Yield the tokens of the answer, the end token included, as they are made.
+
+    `prompt`: text, or the tokens of a conversation as the owner's `chat` gives them.
+    """
+    tokens = owner.tokenize(prompt) if isinstance(prompt, str) else prompt
     limit = _position_limit(tokens, owner, sampling)
     async with swarm.open(owner, max_positions=limit) as pipeline:
         state = await _prefill(tokens, owner, pipeline)

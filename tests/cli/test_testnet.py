@@ -51,6 +51,9 @@ def test_a_testnet_lives_until_it_is_taken_down(gennode: Command, tmp_path: Path
         assert ended.code == 0
         assert "worker-1 [0:1] → worker-2 [1:2] → worker-3 [2:3]" in ended.err
         assert ended.out.strip()
+        # Its template takes away the blanks around a message.
+        told_so = gennode("testnet", "ask", "  add 2 3 = ", "--chat", "--model", MODEL, *state)
+        assert told_so.out == ended.out
 
         wrong = gennode("testnet", "kill", "worker-9", *state, "--json")
         assert wrong.code == 2

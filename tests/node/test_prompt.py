@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from gennode.engine.sample import Sampling
+from gennode.engine.seam import ChatMessage
 from gennode.engine.toy import TOY_MAX_POSITIONS, ToyOwner, toy_manifest
 from gennode.errors import UsageError
 from gennode.node.prompt import PREFILL_CHUNK, answer
@@ -37,3 +38,12 @@ async def test_a_prompt_of_several_chunks_is_as_one() -> None:
     prompt = "y" * (2 * PREFILL_CHUNK + 7)
     tokens = await _all(answer(prompt, OWNER, toy_alone(), Sampling(max_tokens=5)))
     assert tokens == await truth(prompt, Sampling(max_tokens=5))
+
+
+async def test_a_conversation_comes_as_tokens_and_gets_no_others() -> None:
+    tokens = OWNER.chat([ChatMessage("user", "why")])
+    assert tokens == OWNER.tokenize("user: why assistant: ")
+    limit = Sampling(max_tokens=5)
+    assert await _all(answer(tokens, OWNER, toy_alone(), limit)) == await truth(
+        "user: why assistant: ", limit
+    )
