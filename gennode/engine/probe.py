@@ -12,7 +12,7 @@ import torch
 
 from gennode.engine.devices import pick_device, wait_for
 from gennode.engine.llama.linear import make_linear
-from gennode.engine.llama.model import place
+from gennode.engine.llama.rotary import rotations
 from gennode.errors import ResourceError
 from gennode.wire.announcement import Machine
 from gennode.wire.coordinates import Coordinate
@@ -122,10 +122,11 @@ class _Probe:
         end_s = self.clock() + PASS_S
         states = np.zeros((1, PASS_DIM), np.float32)
         frequencies = torch.ones(_HEAD_DIM // 2, device=self.device)
+        position = torch.tensor([64], device=self.device)
 
         def run() -> None:
             rows = torch.tensor(states, device=self.device)
-            place(64, 1, frequencies)
+            rotations(position, frequencies)
             rows.cpu().numpy()
 
         run()

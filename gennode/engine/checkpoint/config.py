@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from gennode.engine.checkpoint.any_config import AnyConfig, parse_any
-from gennode.engine.checkpoint.llama_config import ARCHITECTURE, LlamaConfig, parse_llama
+from gennode.engine.checkpoint.llama_config import FAMILY, LlamaConfig, parse_llama
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
 
@@ -55,8 +55,8 @@ def parse_config(data: bytes, file: str) -> ModelConfig:
             f"{file} is not a model config we can use: {error}",
             hint="download the model again",
         ) from error
-    if named.architectures == (ARCHITECTURE,):
-        return parse_llama(data, file)
+    if len(named.architectures) == 1 and named.architectures[0] in FAMILY:
+        return parse_llama(data, file, named.architectures[0])
     return parse_any(data, file)
 
 

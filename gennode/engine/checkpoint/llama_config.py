@@ -1,9 +1,9 @@
-"""A Llama's config.json, checked, and the tensors that it promises."""
+"""The config.json of a model of the Llama family, checked, and the tensors that it promises."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -25,7 +25,10 @@ _Factor = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 _Theta = Annotated[float, msgspec.Meta(ge=1, le=1e12)]
 _EndTokens = _Token | Annotated[list[_Token], msgspec.Meta(max_length=256)] | None
 
-_REFUSED_HINT = "use a Llama model in Hugging Face format"
+_Window = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+_LayerType = Literal["full_attention", "sliding_attention"]
+
+_REFUSED_HINT = "use a Llama, Mistral or Qwen model in Hugging Face format"
 
 
 class Rope(msgspec.Struct, frozen=True):
@@ -47,7 +50,14 @@ class Rope(msgspec.Struct, frozen=True):
 
 
 class LlamaConfig(msgspec.Struct, frozen=True):
-    """The keys of config.json that decide what a Llama computes; others are ignored."""
+    """The keys of config.json that decide what a Llama computes; others are ignored.
+
+    The other architectures differ in a few of them, and in what is meant where one is missing:
+    there each class says what transformers takes.
+    """
+
+    architecture: ClassVar[str] = ARCHITECTURE
+    has_head_norms: ClassVar[bool] = False
 
     hidden_size: _Width
     intermediate_size: _Width
@@ -92,7 +102,7 @@ class LlamaConfig(msgspec.Struct, frozen=True):
     def shape(self) -> ModelShape:
         """The sizes as a manifest states them: not that the head is tied, or ids would change."""
         return ModelShape(
-            architecture=ARCHITECTURE,
+            architecture=self.architecture,
             layers=self.num_hidden_layers,
             dim=self.hidden_size,
             heads=self.num_attention_heads,
@@ -103,16 +113,30 @@ class LlamaConfig(msgspec.Struct, frozen=True):
             max_positions=self.max_position_embeddings,
         )
 
+    @property
+    def query_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return self.attention_bias
+
+    @property
+    def out_bias(self) -> bool:
+        """Whether what attention gives out has a bias."""
+        return self.attention_bias
+
+    def window(self, layer: int) -> int | None:
+        """How many positions a row of this layer sees, its own among them; None if all."""
+        return None
+
     def layer_tensors(self, layer: int) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of one layer's tensors, as the checkpoint has them."""
         dim, ffn = self.hidden_size, self.intermediate_size
         queries = self.num_attention_heads * self.head_width
         keys = self.kv_heads * self.head_width
         matrices = {
-            "self_attn.q_proj": (queries, dim, self.attention_bias),
-            "self_attn.k_proj": (keys, dim, self.attention_bias),
-            "self_attn.v_proj": (keys, dim, self.attention_bias),
-            "self_attn.o_proj": (dim, queries, self.attention_bias),
+            "self_attn.q_proj": (queries, dim, self.query_bias),
+            "self_attn.k_proj": (keys, dim, self.query_bias),
+            "self_attn.v_proj": (keys, dim, self.query_bias),
+            "self_attn.o_proj": (dim, queries, self.out_bias),
             "mlp.gate_proj": (ffn, dim, self.mlp_bias),
             "mlp.up_proj": (ffn, dim, self.mlp_bias),
             "mlp.down_proj": (dim, ffn, self.mlp_bias),
@@ -122,6 +146,9 @@ class LlamaConfig(msgspec.Struct, frozen=True):
             f"{prefix}input_layernorm.weight": (dim,),
             f"{prefix}post_attention_layernorm.weight": (dim,),
         }
+        if self.has_head_norms:
+            shapes[f"{prefix}self_attn.q_norm.weight"] = (self.head_width,)
+            shapes[f"{prefix}self_attn.k_norm.weight"] = (self.head_width,)
         for name, (rows, columns, biased) in matrices.items():
             shapes[f"{prefix}{name}.weight"] = (rows, columns)
             if biased:
@@ -140,16 +167,101 @@ class LlamaConfig(msgspec.Struct, frozen=True):
         return shapes
 
 
-def parse_llama(data: bytes, file: str) -> LlamaConfig:
-    """A checked config from the bytes of `file`; ModelError names the key that is wrong."""
+class MistralConfig(LlamaConfig, frozen=True):
+    """Mistral: a row may see the last `sliding_window` positions alone, in every layer."""
+
+    architecture: ClassVar[str] = "MistralForCausalLM"
+
+    num_key_value_heads: _Heads | None = 8
+    max_position_embeddings: _Positions = 131072
+    sliding_window: _Window | None = 4096
+
+    @property
+    def query_bias(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def out_bias(self) -> bool:
+        """Never."""
+        return False
+
+    def window(self, layer: int) -> int | None:
+        """The same for all layers."""
+        return self.sliding_window
+
+
+class Qwen2Config(LlamaConfig, frozen=True):
+    """Qwen2: queries, keys and values have biases; some layers may have a window."""
+
+    architecture: ClassVar[str] = "Qwen2ForCausalLM"
+
+    num_key_value_heads: _Heads | None = 32
+    max_position_embeddings: _Positions = 32768
+    use_sliding_window: bool = False
+    sliding_window: _Window | None = 4096
+    max_window_layers: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 28
+    layer_types: Annotated[tuple[_LayerType, ...], msgspec.Meta(max_length=MAX_LAYERS)] | None = (
+        None
+    )
+
+    @property
+    def query_bias(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def out_bias(self) -> bool:
+        """Never."""
+        return False
+
+    def window(self, layer: int) -> int | None:
+        """Of layers that `layer_types` names, else of those from `max_window_layers` on."""
+        if not self.use_sliding_window or self.sliding_window is None:
+            return None
+        if self.layer_types is not None:
+            return self.sliding_window if self.layer_types[layer] == "sliding_attention" else None
+        return self.sliding_window if layer >= self.max_window_layers else None
+
+
+class Qwen3Config(Qwen2Config, frozen=True):
+    """Qwen3: each head of queries and keys is normalised before it is turned."""
+
+    architecture: ClassVar[str] = "Qwen3ForCausalLM"
+    has_head_norms: ClassVar[bool] = True
+
+    head_dim: Annotated[int, msgspec.Meta(ge=2, le=4096)] | None = 128
+
+    @property
+    def query_bias(self) -> bool:
+        """As the config says."""
+        return self.attention_bias
+
+    @property
+    def out_bias(self) -> bool:
+        """As the config says."""
+        return self.attention_bias
+
+
+FAMILY: Mapping[str, type[LlamaConfig]] = {
+    config.architecture: config for config in (LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
+}
+"""The architectures that the fast engine computes, by their names in config.json."""
+
+
+def parse_llama(data: bytes, file: str, architecture: str = ARCHITECTURE) -> LlamaConfig:
+    """A checked config of one of the family; ModelError names the key of `file` that is wrong."""
     try:
-        config = msgspec.json.decode(data, type=LlamaConfig)
+        config = msgspec.json.decode(data, type=FAMILY[architecture])
     except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
         raise ModelError(
             f"{file} is not a model config we can use: {error}",
             hint="download the model again, or " + _REFUSED_HINT,
         ) from error
+    types = config.layer_types if isinstance(config, Qwen2Config) else None
     for holds, problem in (
+        (types is None or len(types) == config.num_hidden_layers,
+         "layer_types and num_hidden_layers disagree"),
         (config.num_attention_heads % config.kv_heads == 0,
          "num_attention_heads is no multiple of num_key_value_heads"),
         (config.head_dim or config.hidden_size % config.num_attention_heads == 0,

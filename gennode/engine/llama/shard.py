@@ -1,4 +1,4 @@
-"""LlamaShard: spans of a Llama's layers, computed with torch."""
+"""LlamaShard: spans of the layers of a Llama, or one of its family, computed with torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from gennode.engine.cache.pages import PAGE_POSITIONS
+from gennode.engine.cache.pool import KvPlace, KvPool
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
     check_open,
@@ -22,37 +24,25 @@ from gennode.engine.contract import (
     maximal_spans,
 )
 from gennode.engine.devices import pick_device
-from gennode.engine.llama.model import (
-    Layer,
-    LayerCache,
-    load_layer,
-    place,
-    rotary_frequencies,
-    run_layer,
-)
-from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
+from gennode.engine.llama.attention import Rows
+from gennode.engine.llama.measure import measure_further_s, measure_layer_time_s
+from gennode.engine.llama.model import Layer, load_layer, run_layer
+from gennode.engine.llama.precision import arithmetic
+from gennode.engine.llama.rotary import rotary_frequencies
+from gennode.engine.seam import CachePages, CacheUse, Precision, Profile, States, StepInput
 from gennode.errors import LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
-CACHE_BLOCK_POSITIONS = 256  # a cache grows by doubling, in whole blocks: rarely, and by copying
 DEFAULT_CACHE_BYTES = 4 * 1024**3  # 46,000 positions of 22 layers of a 1.1 B Llama
+MAX_CACHE_PAGES = 1 << 15  # two million positions: more than any machine serves at once
 
 # A threaded loop ends with a wait for the slowest thread. On a busy machine that is the time
 # slice of some other process: 30 ms measured for 7 µs of work. So a layer that takes one thread
 # less than about 1 ms stays on one: at dim 512 and one row that costs 1.1 ms instead of 0.9 on
 # an idle machine, and 1.5 ms instead of 8 on a busy one. Reading weights for one row takes as
 # long as computing with them for about four.
-THREADED_MIN_PRODUCTS = 1 << 24
+THREADED_MIN_BYTES = 1 << 26
 _MEMORY_BOUND_ROWS = 4
-
-PROFILE_POSITIONS = 64  # a short prompt: what a token costs is nearly all weights there
-PROFILE_STEPS = 9
-PROFILE_BATCH = 3  # sequences in a step, to see what the second and later ones add
-PROFILE_BATCHES = 5
-PROFILE_BYTES = 256 * 1024**2  # of weights, for that: more than processors keep at hand
-_WARM_UP_STEPS = 2
-
-_DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass
@@ -60,14 +50,23 @@ class _Sequence:
     span: Span
     max_positions: int
     length: int = 0
-    capacity: int = 0
-    caches: list[LayerCache] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """One sequence's part of a step, with room in the cache; `number`: of the batch."""
+
+    number: int
+    item: StepInput
+    known: _Sequence
+    place: KvPlace
 
 
 class LlamaShard:
-    """A ShardEngine for Llama. Weights are widened to `dtype`; states between layers are fp32.
+    """A ShardEngine for Llama. Weights are held in one precision; states are fp32.
 
-    A batch is computed one sequence after the other, so that none can change another's bits.
+    All rows of a step are multiplied together. In int8 a row's bits are the same whatever other
+    rows there are; in the other precisions they agree to rounding.
     """
 
     def __init__(
@@ -75,26 +74,36 @@ class LlamaShard:
         folder: ModelFolder,
         *,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = "fp32",
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
+        max_layers: int = 0,
     ) -> None:
-        """`max_cache_bytes` bounds the keys and values of all sequences together.
+        """`max_cache_bytes` bounds the keys and values of all sequences together, in `max_layers`
+        layers (all of the model's, if it is 0): more than these can't be loaded at once.
 
-        Raises DeviceError if `device` is not here.
+        Raises DeviceError if `device` is not here, or can't compute in `precision`.
         """
-        if dtype not in _DTYPE_NAMES:
-            raise LocalError(f"{dtype} is no dtype that layers are computed in")
         self._folder = folder
         self._config = folder.llama
         self._device = torch.device(pick_device(device))
-        self._dtype = dtype
-        self._max_cache_bytes = max_cache_bytes
+        self._arithmetic = arithmetic(precision, self._device)
         self._layers: dict[int, Layer] = {}
         self._sequences: dict[Hashable, _Sequence] = {}
-        self._frequencies = rotary_frequencies(folder.llama).to(self._device)
+        self._frequencies = rotary_frequencies(self._config).to(self._device)
         self._load_time_s: list[float] = []
         self._profile: Profile | None = None
         self._threads = torch.get_num_threads()
+        self._max_layers = max_layers or self._config.num_hidden_layers
+        cache_dtype = torch.float32 if self._device.type == "cpu" else self._arithmetic.weight_dtype
+        position_bytes = self._config.shape.position_elements * cache_dtype.itemsize
+        pages = max_cache_bytes // (self._max_layers * position_bytes * PAGE_POSITIONS)
+        self._pool = KvPool(
+            self._config.kv_heads,
+            self._config.head_width,
+            pages=max(1, min(pages, MAX_CACHE_PAGES)),
+            dtype=cache_dtype,
+            device=self._device,
+        )
 
     def reread(self, path: Path) -> None:
         """Load from this folder from now on: the same model, with more of its files here."""
@@ -116,7 +125,12 @@ class LlamaShard:
     @property
     def compute_class(self) -> str:
         """Weights, arithmetic and device: engines of one class agree to rounding."""
-        return f"{_DTYPE_NAMES[self._dtype]}-{self._device.type}"
+        return f"{self._arithmetic.name}-{self._device.type}"
+
+    @property
+    def layer_bytes(self) -> int:
+        """What one layer's weights take once they are loaded."""
+        return self._config.shape.layer_parameters * self._arithmetic.weight_bytes
 
     def spans(self) -> tuple[Span, ...]:
         """The layers that are loaded, as sorted, maximal, disjoint spans."""
@@ -133,7 +147,8 @@ class LlamaShard:
             if index not in self._layers:
                 start_s = time.perf_counter()
                 try:
-                    layer = load_layer(self._folder, index, self._device, self._dtype)
+                    layer = load_layer(self._folder, index, self._device, self._arithmetic)
+                    self._pool.add_layer(index)
                 except (MemoryError, RuntimeError) as error:
                     raise _out_of_memory(f"layer {index}", error) from error
                 self._layers[index] = layer
@@ -147,10 +162,12 @@ class LlamaShard:
         check_unload(span, self._config.num_hidden_layers, spans)
         for index in range(span.start, span.end):
             self._layers.pop(index, None)
+            self._pool.drop_layer(index)
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
         """Begin a sequence over loaded layers, or empty it if it exists already."""
         check_open(span, self.spans(), max_positions)
+        self._pool.open(sequence, span, max_positions)
         self._sequences[sequence] = _Sequence(span, max_positions)
 
     def length(self, sequence: Hashable) -> int:
@@ -158,34 +175,35 @@ class LlamaShard:
         return self._known(sequence).length
 
     def truncate(self, sequence: Hashable, length: int) -> None:
-        """Forget all cached positions from `length` on; their memory stays for the next ones."""
+        """Forget all cached positions from `length` on."""
         known = self._known(sequence)
         check_truncate(length, known.length)
+        self._pool.truncate(sequence, length)
         known.length = length
 
     def close(self, sequence: Hashable) -> None:
         """End a sequence and free its cache. Idempotent."""
+        self._pool.close(sequence)
         self._sequences.pop(sequence, None)
 
     def cache_use(self) -> CacheUse:
-        """What the caches of all sequences take."""
-        held = sum(each.capacity * each.span.layers for each in self._sequences.values())
-        return CacheUse(held * self._position_bytes, self._max_cache_bytes)
-
-    @property
-    def _position_bytes(self) -> int:
-        return self._config.shape.position_elements * self._dtype.itemsize
+        """What the caches of all sequences take, and what is kept for later ones."""
+        return self._pool.use()
 
     def keep(self, sequence: Hashable, positions: int) -> int | None:
-        """Not yet."""
-        return None
+        """Hold the cache of the first `positions` after the sequence has ended; its number."""
+        if not 0 < positions <= self._known(sequence).length:
+            raise LocalError(f"{positions} positions can't be kept: they are not cached")
+        return self._pool.keep(sequence, positions)
 
     def adopt(self, sequence: Hashable, kept: int) -> None:
-        """Not yet."""
-        raise LocalError("nothing is kept")
+        """Begin an empty sequence with what was kept of another over the same span."""
+        known = self._known(sequence)
+        known.length = self._pool.adopt(sequence, kept)
 
     def forget(self, kept: int) -> None:
-        """Nothing is kept."""
+        """Hold it no longer. Idempotent; sequences that adopted it are not touched."""
+        self._pool.forget(kept)
 
     def export(self, sequence: Hashable) -> CachePages:
         """Not yet."""
@@ -195,76 +213,71 @@ class LlamaShard:
         """Not yet."""
         raise LocalError("caches can't be restored")
 
-    def step(self, batch: Sequence[StepInput]) -> list[States]:
-        """Push states through the layers of each one's span; returns new arrays, same shapes."""
-        return [self._step(item) for item in batch]
-
     @torch.inference_mode()
-    def _step(self, item: StepInput) -> States:
-        known = self._known(item.sequence)
-        check_step(item, known.length, known.max_positions, self.dim)
-        known.length = item.position
-        rows = len(item.states)
-        if rows == 0:
-            return np.array(item.states)
-        end = item.position + rows
+    def step(self, batch: Sequence[StepInput]) -> list[States]:
+        """Push states through the layers of each one's span; returns new arrays, same shapes.
+
+        Nothing is written before every sequence has room. LocalError if one is there twice.
+        """
+        if len({item.sequence for item in batch}) != len(batch):
+            raise LocalError("a step has two parts of one sequence")
+        for item in batch:
+            known = self._known(item.sequence)
+            check_step(item, known.length, known.max_positions, self.dim)
+        results = [np.array(item.states) for item in batch]
+        groups: dict[Span, list[_Placed]] = {}
+        for number, item in enumerate(batch):
+            known = self._known(item.sequence)
+            known.length = item.position
+            if len(item.states):
+                place = self._pool.place(item.sequence, item.position, len(item.states))
+                group = groups.setdefault(known.span, [])
+                group.append(_Placed(number, item, known, place))
+        for span, group in groups.items():
+            states = self._run(span, group)
+            start = 0
+            for placed in group:
+                end = start + len(placed.item.states)
+                results[placed.number][:] = states[start:end]
+                placed.known.length = placed.place.end
+                start = end
+        return results
+
+    def _run(self, span: Span, group: Sequence[_Placed]) -> States:
+        """All rows of sequences over one span, one sequence's below the other's."""
+        joined = np.concatenate([placed.item.states for placed in group])
         try:
-            if end > known.capacity:
-                self._grow(known, end)
-            with self._few_threads(rows):
-                states = torch.tensor(item.states, device=self._device)
-                where = place(item.position, rows, self._frequencies)
-                for index, cache in enumerate(known.caches, start=known.span.start):
-                    run_layer(self._layers[index], self._config, cache, where, states)
+            with self._few_threads(len(joined)):
+                states = torch.from_numpy(joined).to(self._device)
+                rows = Rows([placed.place for placed in group], self._frequencies)
+                for index in range(span.start, span.end):
+                    run_layer(self._layers[index], self._config, self._pool, rows, states)
+                return states.cpu().numpy()
         except (MemoryError, RuntimeError) as error:
-            raise _out_of_memory(f"{rows} rows at position {item.position}", error) from error
-        known.length = end
-        return states.cpu().numpy()
+            raise _out_of_memory(f"a step of {len(joined)} rows", error) from error
 
     @contextmanager
     def _few_threads(self, rows: int) -> Iterator[None]:
         """One thread for small steps; by their shape alone, so that bits repeat."""
-        products = self._config.shape.layer_parameters * max(rows, _MEMORY_BOUND_ROWS)
-        torch.set_num_threads(self._threads if products >= THREADED_MIN_PRODUCTS else 1)
+        work = self.layer_bytes * max(rows, _MEMORY_BOUND_ROWS)
+        torch.set_num_threads(self._threads if work >= THREADED_MIN_BYTES else 1)
         try:
             yield
         finally:
             torch.set_num_threads(self._threads)
+
+    @property
+    def _free_pages(self) -> int:
+        """How many sequences can begin now."""
+        use = self._pool.use()
+        row = self._pool.page_bytes * len(self._layers)
+        return (use.limit_bytes - use.used_bytes) // row
 
     def _known(self, sequence: Hashable) -> _Sequence:
         known = self._sequences.get(sequence)
         if known is None:
             raise LocalError(f"sequence {sequence!r} is not open")
         return known
-
-    def _grow(self, known: _Sequence, needed: int) -> None:
-        """Make room for `needed` positions, keeping the first `length`; layer by layer, so that
-        at no time more than one layer's cache is held twice."""
-        blocks = -(-max(needed, 2 * known.capacity) // CACHE_BLOCK_POSITIONS)
-        capacity = min(blocks * CACHE_BLOCK_POSITIONS, known.max_positions)
-        position_bytes = self._config.shape.position_elements * self._dtype.itemsize
-        held = sum(each.capacity * each.span.layers for each in self._sequences.values())
-        held += (capacity - known.capacity) * known.span.layers
-        if held * position_bytes > self._max_cache_bytes:
-            raise ResourceError(
-                f"{self._max_cache_bytes} bytes are too few for the cache of all sequences",
-                hint="serve fewer sessions or layers, or allow more memory for the cache",
-            )
-        size = (self._config.kv_heads, capacity, self._config.head_width)
-
-        def wider(old: torch.Tensor | None) -> torch.Tensor:
-            new = torch.empty(size, dtype=self._dtype, device=self._device)
-            if old is not None:
-                new[:, : known.length] = old[:, : known.length]
-            return new
-
-        for index in range(known.span.layers):
-            if index == len(known.caches):
-                known.caches.append(LayerCache(wider(None), wider(None)))
-            elif known.caches[index].keys.shape[1] < capacity:
-                old = known.caches[index]
-                known.caches[index] = LayerCache(wider(old.keys), wider(old.values))
-        known.capacity = capacity
 
     def profile(self) -> Profile:
         """Measure (once) and report; at least one layer must be loaded."""
@@ -275,52 +288,11 @@ class LlamaShard:
             self._profile = Profile(
                 model=self.model,
                 compute_class=self.compute_class,
-                layer_time_s=self._measure_layer_time_s(span),
+                layer_time_s=measure_layer_time_s(self, span),
                 load_time_s=statistics.median(self._load_time_s),
-                further_time_s=self._measure_further_s(span),
+                further_time_s=measure_further_s(self, span, self.layer_bytes, self._free_pages),
             )
         return self._profile
-
-    def _measure_layer_time_s(self, span: Span) -> float:
-        """The median of some one-token steps, per layer."""
-        scratch = object()
-        steps = _WARM_UP_STEPS + PROFILE_STEPS
-        self.open(scratch, span, PROFILE_POSITIONS + steps)
-        self.step([StepInput(scratch, 0, np.zeros((PROFILE_POSITIONS, self.dim), np.float32))])
-        times_s = [
-            self._time_step_s([scratch], position)
-            for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps)
-        ]
-        self.close(scratch)
-        return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
-
-    def _measure_further_s(self, span: Span) -> float:
-        """What each sequence after the first adds to a step, per layer; over part of the span.
-
-        Both are measured in turns, so that whatever else runs here slows both down.
-        """
-        layer_bytes = self._config.shape.layer_parameters * self._dtype.itemsize
-        layers = min(span.layers, 1 + PROFILE_BYTES // layer_bytes)
-        batch = [object() for _ in range(PROFILE_BATCH)]
-        steps = _WARM_UP_STEPS + PROFILE_BATCHES
-        for scratch in batch:
-            self.open(scratch, Span(span.start, span.start + layers), steps)
-        added_s = []
-        for position in range(steps):
-            alone_s = self._time_step_s(batch[:1], position)
-            added_s.append(self._time_step_s(batch, position) - alone_s)
-        for scratch in batch:
-            self.close(scratch)
-        added = statistics.median(added_s[_WARM_UP_STEPS:])
-        return max(0.0, added) / (PROFILE_BATCH - 1) / layers
-
-    def _time_step_s(self, sequences: Sequence[Hashable], position: int) -> float:
-        """Seconds of a step with one token of each."""
-        token = np.zeros((1, self.dim), np.float32)
-        batch = [StepInput(sequence, position, token) for sequence in sequences]
-        start_s = time.perf_counter()
-        self.step(batch)
-        return time.perf_counter() - start_s
 
 
 def _out_of_memory(what: str, error: Exception) -> Exception:

@@ -15,6 +15,7 @@ from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_parti
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.llama.model import load_layer
 from gennode.engine.llama.owner import LlamaOwner
+from gennode.engine.llama.precision import arithmetic
 from gennode.engine.llama.shard import LlamaShard
 from gennode.errors import ModelError, ResourceError
 from gennode.wire.ids import ModelId, Span
@@ -65,9 +66,9 @@ def test_the_layers_are_the_same_bits(whole: ModelFolder, tmp_path: Path) -> Non
     import torch
 
     fill(PartialFolder.create(tmp_path, whole.manifest), whole, Span(2, 3), owner=False)
-    device, dtype = torch.device("cpu"), torch.float32
-    here = load_layer(open_model(tmp_path), 2, device, dtype)
-    there = load_layer(whole, 2, device, dtype)
+    device = torch.device("cpu")
+    here = load_layer(open_model(tmp_path), 2, device, arithmetic("fp32", device))
+    there = load_layer(whole, 2, device, arithmetic("fp32", device))
     assert torch.equal(here.input_norm, there.input_norm)
     states = torch.randn(3, 512)
     assert torch.equal(here.gate_up(states), there.gate_up(states))

@@ -16,7 +16,7 @@ from bench._random_model import random_llama
 from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard
-from gennode.engine.seam import Logits, ShardEngine, StepInput
+from gennode.engine.seam import Logits, Precision, ShardEngine, StepInput
 from gennode.errors import DeviceError, LocalError, ResourceError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
@@ -165,6 +165,70 @@ def test_small_steps_leave_the_number_of_threads_as_it_was(llamas: Llamas) -> No
     assert torch.get_num_threads() == threads
 
 
+def mixed_batch(shard: LlamaShard) -> list[StepInput]:
+    """Single rows, prompts and later chunks, over two spans; each sequence is opened anew."""
+    batch = []
+    for number, (had, rows) in enumerate([(0, 1), (9, 1), (70, 1), (0, 40), (66, 7), (3, 1)]):
+        shard.open(number, Span(1, 3) if number % 3 == 2 else ALL, 128)
+        if had:
+            shard.step([StepInput(number, 0, random_states(had, seed=number))])
+        batch.append(StepInput(number, had, random_states(rows, seed=10 + number)))
+    return batch
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_batch_gives_what_its_sequences_give_alone(llamas: Llamas, precision: Precision) -> None:
+    shard = LlamaShard(open_model(llamas["grouped"][0]), precision=precision)
+    shard.load(ALL)
+    alone = [shard.step([item])[0] for item in mixed_batch(shard)]
+    together = shard.step(mixed_batch(shard))
+    for one, found, item in zip(alone, together, mixed_batch(shard), strict=True):
+        assert found.shape == item.states.shape
+        if precision == "int8":
+            np.testing.assert_array_equal(found, one)
+        else:
+            np.testing.assert_allclose(found, one, rtol=1e-5, atol=1e-5)
+
+
+def test_in_int8_a_huge_or_broken_neighbour_changes_no_bit(llamas: Llamas) -> None:
+    shard = LlamaShard(open_model(llamas["grouped"][0]), precision="int8")
+    shard.load(ALL)
+    expected = shard.step(mixed_batch(shard))
+    for factor in (1e4, np.nan):
+        batch = mixed_batch(shard)
+        batch[3] = StepInput(3, 0, batch[3].states * np.float32(factor))
+        found = shard.step(batch)
+        for number in (0, 1, 2, 4, 5):
+            np.testing.assert_array_equal(found[number], expected[number])
+
+
+def test_int8_stays_near_fp32(llamas: Llamas) -> None:
+    results = []
+    for precision in ("fp32", "int8"):
+        shard = LlamaShard(open_model(llamas["grouped"][0]), precision=precision)
+        shard.load(ALL)
+        shard.open("s", ALL, 64)
+        results.append(shard.step([StepInput("s", 0, random_states(64))])[0])
+        assert shard.profile().compute_class in (f"{precision}-cpu", "int7-cpu")
+    error = np.linalg.norm(results[1] - results[0], axis=1) / np.linalg.norm(results[0], axis=1)
+    assert 0 < np.median(error) < 0.1
+
+
+def test_a_batch_without_room_for_all_computes_nothing(llamas: Llamas) -> None:
+    page_bytes = 64 * 4 * 2 * 4 * 8 * 4
+    shard = LlamaShard(open_model(llamas["plain"][0]), max_cache_bytes=2 * page_bytes)
+    shard.load(ALL)
+    for sequence in ("a", "b"):
+        shard.open(sequence, ALL, 128)
+    states = random_states(65)
+    shard.step([StepInput("a", 0, states[:5])])
+    with pytest.raises(ResourceError):
+        shard.step([StepInput("a", 5, states[5:6]), StepInput("b", 0, states)])
+    assert (shard.length("a"), shard.length("b")) == (5, 0)
+    one, two = shard.step([StepInput("a", 5, states[5:6]), StepInput("b", 0, states[:64])])
+    assert (len(one), len(two)) == (1, 64)
+
+
 def test_misuse_is_our_own_bug(llamas: Llamas) -> None:
     shard = one_shard(llamas["plain"][0], Span(1, 3))
     shard.open("s", Span(1, 3), 8)
@@ -178,6 +242,8 @@ def test_misuse_is_our_own_bug(llamas: Llamas) -> None:
         lambda: shard.step([StepInput("s", 1, random_states(1))]),
         lambda: shard.step([StepInput("s", 0, random_states(9))]),
         lambda: shard.step([StepInput("s", 0, random_states(1)[:, :5])]),
+        lambda: shard.step([StepInput("s", 0, random_states(1))] * 2),
+        lambda: shard.keep("s", 1),
         lambda: shard.truncate("s", 1),
         lambda: shard.length("t"),
         lambda: LlamaShard(open_model(llamas["plain"][0])).profile(),
@@ -220,17 +286,17 @@ def test_what_no_sequence_needs_is_unloaded_and_loads_again_to_the_same_bits(
 
 
 def test_a_full_cache_is_a_resource_error_until_a_sequence_is_closed(llamas: Llamas) -> None:
-    block_bytes = 256 * 4 * 2 * 4 * 8 * 4  # positions, layers, keys and values, heads, width, fp32
-    shard = LlamaShard(open_model(llamas["plain"][0]), max_cache_bytes=block_bytes)
+    page_bytes = 64 * 4 * 2 * 4 * 8 * 4  # positions, layers, keys and values, heads, width, fp32
+    shard = LlamaShard(open_model(llamas["plain"][0]), max_cache_bytes=2 * page_bytes)
     shard.load(ALL)
     shard.open("a", ALL, 512)
     shard.open("b", ALL, 512)
-    [first] = shard.step([StepInput("a", 0, random_states(2))])
+    [first] = shard.step([StepInput("a", 0, random_states(65))])
     with pytest.raises(ResourceError, match="cache") as caught:
-        shard.step([StepInput("b", 0, random_states(2))])
+        shard.step([StepInput("b", 0, random_states(65))])
     assert caught.value.hint
     shard.close("a")
-    np.testing.assert_array_equal(shard.step([StepInput("b", 0, random_states(2))])[0], first)
+    np.testing.assert_array_equal(shard.step([StepInput("b", 0, random_states(65))])[0], first)
 
 
 def test_profile_is_measured_once(llamas: Llamas) -> None:
@@ -239,9 +305,8 @@ def test_profile_is_measured_once(llamas: Llamas) -> None:
     assert profile.compute_class == "fp32-cpu"
     assert profile.layer_time_s > 0
     assert profile.load_time_s > 0
-    # Sequences are computed one after the other, so another costs about as much as the first;
-    # no more is promised here, for it is measured on whatever else runs meanwhile.
-    assert 0 < profile.further_time_s < 20 * profile.layer_time_s
+    # No more is promised here, for it is measured on whatever else runs meanwhile.
+    assert 0 <= profile.further_time_s < 20 * profile.layer_time_s
     assert shard.profile() is profile
 
 
@@ -257,7 +322,7 @@ def test_a_missing_accelerator_is_a_device_error(llamas: Llamas) -> None:
 def test_bf16_weights_on_a_cpu_stay_near_fp32(llamas: Llamas) -> None:
     folder = llamas["grouped"][0]
     exact = one_shard(folder)
-    coarse = LlamaShard(open_model(folder), dtype=torch.bfloat16)
+    coarse = LlamaShard(open_model(folder), precision="bf16")
     coarse.load(ALL)
     results = []
     for shard in (exact, coarse):
