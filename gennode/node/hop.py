@@ -17,7 +17,7 @@ from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
 from gennode.node.retained import Retained
 from gennode.sharding.route.preferences import reserved_seats
-from gennode.wire.activations import codec
+from gennode.wire.activations import Buffer, codec
 from gennode.wire.fields import as_text
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
@@ -295,7 +295,7 @@ class HopMachine:
         if sender != hosted.sender or message.number <= hosted.received or not hosted.ready:
             return []
         model = self._models[hosted.opened.model]
-        if len(payload) != message.rows * codec(message.codec).row_bytes(model.dim):
+        if not codec(message.codec).fits(len(payload), message.rows, model.dim):
             raise RemoteError("a step's payload is not as long as its rows")
         objection = self._step_objection(hosted, message, len(payload))
         if objection is not None:
@@ -344,11 +344,12 @@ class HopMachine:
         return [self._forward(hosted, frame, rebuild=job.rebuild)]
 
     def _forward(self, hosted: _Hosted, frame: StepJob, *, rebuild: bool) -> Send:
-        opened, rows, payload = hosted.opened, frame.rows, memoryview(frame.payload)
+        opened, rows = hosted.opened, frame.rows
+        payload: Buffer = memoryview(frame.payload)
         peer = hosted.owner if hosted.is_last else opened.path[opened.index + 1].peer
         if hosted.is_last:  # the owner samples from the last rows alone
-            rows = frame.reply_rows
-            payload = payload[len(payload) - rows * (len(payload) // frame.rows) :]
+            rows, dim = frame.reply_rows, self._models[opened.model].dim
+            payload = codec(opened.codec).last_rows(payload, frame.rows, rows, dim)
         message = Step(
             session=opened.session,
             attempt=opened.attempt,

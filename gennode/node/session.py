@@ -226,12 +226,13 @@ class SessionMachine:
         if message.number != self._answered or message.number >= self._next_number:
             raise RemoteError("a result came for a step that is not the next one awaited")
         step = self._steps[message.number - self._next_number]  # the unanswered are the tail
+        wire, dim, rows = codec(self.terms.codec), self.terms.dim, message.rows
+        if rows != step.reply_rows or not wire.fits(len(payload), rows, dim):
+            raise RemoteError("a result has not the rows that were asked for")
         try:
-            states = codec(self.terms.codec).decode(payload, self.terms.dim)
+            states = wire.decode(payload, dim, rows)
         except RemoteError as error:
             return self._mend({sender}, str(error), now_s)
-        if not message.rows == len(states) == step.reply_rows:
-            raise RemoteError("a result has not the rows that were asked for")
         self._answered += 1
         self._patience.answered(message.number, now_s)
         self._watch.moved()

@@ -1,4 +1,4 @@
-"""A worker: an engine, what it may take on, and doing the jobs that its hop machine asks for."""
+"""A worker: an engine, what it may take on, and what it does between steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gennode.engine.contract import maximal_spans
-from gennode.engine.seam import ShardEngine, StepInput
-from gennode.errors import GennodeError, LocalError, ResourceError
-from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, StepJob
+from gennode.engine.seam import ShardEngine, States
+from gennode.errors import LocalError, ResourceError
+from gennode.node.actions import HopKey, OpenJob, StepJob
 from gennode.node.hop import MAX_SESSIONS, HostedModel
+from gennode.node.prefixes import Prefixes
 from gennode.wire.activations import codec
 from gennode.wire.announcement import Hosting
 from gennode.wire.ids import Span
@@ -39,12 +40,10 @@ class Usage:
     """What a worker's threads know of its layers: values are replaced whole, never changed.
 
     `leaving`: layers that are loaded, but announced no longer. `sequences`: what is open.
-    `rested_s`: when the next step may begin, by `time.monotonic`.
     """
 
     leaving: frozenset[int] = frozenset()
     sequences: Mapping[HopKey, Span] = field(default_factory=dict)
-    rested_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,11 @@ class Worker:
     is_fixed: bool = False
     usage: Usage = field(default_factory=Usage)
     rest: Callable[[float], None] = time.sleep
+    max_sessions: int = MAX_SESSIONS
+    prefixes: Prefixes = field(init=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prefixes", Prefixes(self.engine))
         if not MIN_SHARE <= self.share <= 1:
             raise LocalError(f"a share of {self.share:g} is not within {MIN_SHARE} and 1")
 
@@ -85,7 +87,7 @@ class Worker:
             spare_layers=self._spare_layers() + sum(span.layers for span in self.leaving()),
             layer_time_s=profile.layer_time_s / self.share,
             load_time_s=profile.load_time_s,
-            max_sessions=MAX_SESSIONS,
+            max_sessions=self.max_sessions,
             compute_class=profile.compute_class,
             further_time_s=profile.further_time_s / self.share,
             price=self.price,
@@ -136,61 +138,40 @@ class Worker:
         first: their owners hear of it at the next step, and go elsewhere."""
         for key, used in self.usage.sequences.items():
             if _layers(used) & _layers(span):
-                self._close(key)
+                self.close(key)
+        self.prefixes.drop(span)
         self.engine.unload(span)
         self.restore(span)
 
-    # -- jobs ---------------------------------------------------------------------------------
+    # -- sessions, in the engine's thread -----------------------------------------------------
 
-    def attempt(self, job: Job) -> bytes | GennodeError:
-        """Do one job; what went wrong is its outcome, for the session's owner to hear."""
-        try:
-            return self._do(job)
-        except GennodeError as error:
-            return error
-        except MemoryError:
-            return ResourceError("out of memory")
+    def open(self, job: OpenJob) -> bool:
+        """Load one layer that is missing, or begin the sequence if none is; whether it has begun.
 
-    def _do(self, job: Job) -> bytes:
-        if isinstance(job, OpenJob):
-            if not self.can_host(job.span):  # another session took the room meanwhile
-                raise ResourceError(f"layers {job.span} no longer fit")
-            self.engine.load(job.span)
-            self.engine.open(job.key, job.span, job.max_positions)
-            self.usage.sequences = {**self.usage.sequences, job.key: job.span}
-            return b""
-        if isinstance(job, CloseJob):
-            self._close(job.key)
-            return b""
-        if job.key not in self.usage.sequences:
-            raise ResourceError("these layers have left this worker")
-        return self._rarely(job) if self.share < 1 else self._step(job)
+        Layer by layer, so that sessions that run can step in between. ResourceError if memory
+        does not suffice.
+        """
+        if not self.can_host(job.span):  # another session took the room meanwhile
+            raise ResourceError(f"layers {job.span} no longer fit")
+        missing = _layers(job.span) - _layers(*self.engine.spans())
+        if missing:
+            layer = min(missing)
+            self.engine.load(Span(layer, layer + 1))
+            return False
+        self.engine.open(job.key, job.span, job.max_positions)
+        self.prefixes.open(job.key, job.owner, job.span)
+        self.usage.sequences = {**self.usage.sequences, job.key: job.span}
+        return True
 
-    def _close(self, key: HopKey) -> None:
+    def close(self, key: HopKey) -> None:
+        """End a sequence. Idempotent."""
+        self.prefixes.close(key)
         self.engine.close(key)
         self.usage.sequences = {one: s for one, s in self.usage.sequences.items() if one != key}
 
-    def _rarely(self, job: StepJob) -> bytes:
-        """A step no sooner than the one before allows: what nobody waits for is rested last."""
-        self.rest(max(0.0, self.usage.rested_s - time.monotonic()))
-        start_s = time.monotonic()
-        try:
-            return self._step(job)
-        finally:
-            end_s = time.monotonic()
-            self.usage.rested_s = end_s + (end_s - start_s) * (1 / self.share - 1)
-
-    def _step(self, job: StepJob) -> bytes:
-        wire, start_s = codec(job.codec), time.perf_counter()
-        states = wire.decode(job.payload, self.engine.dim)
-        decoded_s = time.perf_counter()
-        [output] = self.engine.step([StepInput(job.key, job.position, states)])
-        computed_s = time.perf_counter()
-        payload = wire.encode(output)
-        self.work.steps += 1
-        self.work.compute_s += computed_s - decoded_s
-        self.work.codec_s += time.perf_counter() - computed_s + decoded_s - start_s
-        return payload
+    def encode(self, job: StepJob, states: States) -> bytes:
+        """What a step's result is passed on as. LocalError if a state is not finite."""
+        return codec(job.codec).encode(states)
 
 
 def _layers(*spans: Span) -> frozenset[int]:

@@ -10,7 +10,19 @@ from gennode.wire.ids import ModelId, SessionId
 
 MAX_TEXT = 256
 
-CodecName = Literal["raw", "int8", "int8-outlier"]
+CodecName = Literal[
+    "raw",
+    "lossless",
+    "bf16",
+    "bf16-planes",
+    "int8",
+    "int8-outlier",
+    "int6-outlier",
+    "fp8",
+    "mxfp8",
+    "mxfp6",
+    "mxfp4",
+]
 Reach = Literal["unknown", "direct", "relayed"]
 
 # Printable ASCII: a peer's text ends on somebody's terminal.

@@ -14,29 +14,15 @@ import struct
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from gennode.errors import RemoteError
+from gennode.wire import entropy
 from gennode.wire.manifest import CHUNK_BYTES
 
 WIDTHS = (2, 4)  # bytes of a bf16 (or fp16), and of an fp32
 SAMPLE_BYTES = 64 * 1024  # enough to see which width shrinks, at 1/64 of a chunk's cost
-MIN_GAIN = 0.03  # a plane or chunk that shrinks by less is sent as it is
 
 _HEAD = struct.Struct("<BB")
-
-# Literals only, which zstd codes by Huffman: matches of seven bytes hardly occur among exponents,
-# and small tables make the search for them cheap. On the exponents of normal bf16 weights:
-# 840 MB/s and 0.326 of the size (their entropy is 0.318), where level 1 has 190 MB/s and 0.360.
-_PARAMETERS = zstandard.ZstdCompressionParameters(
-    window_log=17,
-    hash_log=6,
-    chain_log=6,
-    search_log=1,
-    min_match=7,
-    target_length=0,
-    strategy=zstandard.STRATEGY_FAST,
-)
 
 
 def pack(chunk: bytes) -> bytes | None:
@@ -45,10 +31,10 @@ def pack(chunk: bytes) -> bytes | None:
     sample = chunk[start : start + SAMPLE_BYTES]
     tried = {width: _pack(sample, width, (1 << width) - 1) for width in WIDTHS}
     width = min(WIDTHS, key=lambda width: len(tried[width]))
-    if not _shrinks(len(tried[width]), len(sample)):
+    if not entropy.shrinks(len(tried[width]), len(sample)):
         return None
     packed = _pack(chunk, width, mask=tried[width][1])
-    return packed if _shrinks(len(packed), len(chunk)) else None
+    return packed if entropy.shrinks(len(packed), len(chunk)) else None
 
 
 def pays(link_mb_s: float, pack_mb_s: float, saved_share: float) -> bool:
@@ -95,13 +81,13 @@ def _pack(chunk: bytes, width: int, mask: int) -> bytes:
     count = len(chunk) // width
     numbers = np.frombuffer(chunk, _kind(width), count)
     turned = (numbers << 1) | (numbers >> (8 * width - 1))
-    compressor = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
+    compressor = entropy.compressor()
     planes = []
     for place in range(width):
         plane = (turned >> (8 * place)).astype(np.uint8).tobytes()
         if mask >> place & 1:
             small = compressor.compress(plane)
-            if _shrinks(len(small), len(plane)):
+            if entropy.shrinks(len(small), len(plane)):
                 plane = small
             else:
                 mask ^= 1 << place
@@ -110,21 +96,9 @@ def _pack(chunk: bytes, width: int, mask: int) -> bytes:
     return b"".join((_HEAD.pack(width, mask), lengths, *planes, chunk[count * width :]))
 
 
-def _shrinks(small_bytes: int, whole_bytes: int) -> bool:
-    return small_bytes <= whole_bytes * (1 - MIN_GAIN)
-
-
 def _plane(data: bytes, count: int, *, compressed: bool) -> npt.NDArray[np.uint8]:
     if compressed:
-        try:
-            # The library believes the size that the data states, whatever limit it is given.
-            if zstandard.frame_content_size(data) != count:
-                raise RemoteError("a plane that claims another size")
-            data = zstandard.ZstdDecompressor().decompress(
-                data, max_output_size=count, allow_extra_data=False
-            )
-        except zstandard.ZstdError as error:
-            raise RemoteError(f"a plane that can't be decompressed: {error}") from error
+        data = entropy.expand(data, count, entropy.decompressor())
     if len(data) != count:
         raise RemoteError("a plane of a wrong length")
     return np.frombuffer(data, np.uint8)
