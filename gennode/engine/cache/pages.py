@@ -218,7 +218,7 @@ class Pages:
         held = self.count - self._free_count + shared + max(0, total - len(pages))
         if shared and held > ROOMY_SHARE * self.count:
             return False
-        start = self._spot(max(total, known.most), total)
+        start = self._spot(known, total)
         if start is None:
             return False
         pages[:] = [self._acquire(page) for page in range(start, start + total)]
@@ -235,11 +235,10 @@ class Pages:
         wanted = total - len(pages)
         return self._free[last + 1 : last + 1 + wanted] == b"\x01" * wanted
 
-    def _spot(self, most: int, total: int) -> int | None:
-        """The first page of a gap with room for `most`, beside what the one before may want;
-        else of one in which `total` can double. None if there is neither."""
-        claims = self._claims()
-        gaps = list(self._gaps())
+    def _spot(self, known: _Sequence, total: int) -> int | None:
+        """The first page of a gap with room for all that a sequence may want, beside what the
+        one before may want; else of one in which `total` can double. None if there is neither."""
+        most, claims, gaps = max(total, known.most), self._claims(known), list(self._gaps())
         for start, end in gaps:
             first = start + claims.get(start - 1, 0)
             if end - first >= most:
@@ -252,9 +251,10 @@ class Pages:
     def _gaps(self) -> Iterable[tuple[int, int]]:
         return (match.span() for match in _FREE.finditer(self._free))
 
-    def _claims(self) -> dict[int, int]:
-        """How many more pages the sequence that ends at a page may want."""
-        wanted = {one.pages[-1]: one.most - len(one.pages) for one in self._all() if one.pages}
+    def _claims(self, known: _Sequence | None = None) -> dict[int, int]:
+        """How many more pages each other sequence may want after its last."""
+        others = [one for one in self._all() if one.pages and one is not known]
+        wanted = {one.pages[-1]: one.most - len(one.pages) for one in others}
         return {page: pages for page, pages in wanted.items() if pages > 0}
 
     def _all(self) -> Iterable[_Sequence]:

@@ -60,6 +60,8 @@ def test_who_is_blocked_moves_to_where_there_is_room_for_all_of_it() -> None:
     assert copies == [Copy(number, 25 + number, PAGE) for number in range(10)]
     assert pages.of("a") == list(range(25, 36))
     assert pages.free == 40 - 11 - 1
+    pages.keep("a", 10 * PAGE)
+    assert pages.write("a", 5, 6)[0].rows == 5  # what moved is known to be filled
 
 
 def test_a_full_cache_splits_sequences_and_refuses_what_does_not_fit() -> None:
@@ -97,6 +99,18 @@ def test_what_is_kept_is_written_on_by_the_first_and_copied_by_the_second() -> N
     pages.forget(kept)
     pages.forget(kept)
     assert pages.free == 6
+
+
+def test_who_goes_back_does_not_overwrite_what_is_kept() -> None:
+    pages = opened(8, a=2, b=2)
+    pages.write("a", 0, 40)
+    kept = pages.keep("a", 40)
+    assert pages.write("a", 10, 11) == [Copy(0, 1, 10)]
+    assert pages.write("a", 11, 12) == []
+    pages.adopt("b", kept)
+    assert pages.of("b") == [0]
+    assert pages.write("b", 0, 1) == []  # there is nothing to copy
+    assert pages.of("b") != [0]
 
 
 def test_a_shared_prefix_stays_shared_where_pages_are_few() -> None:
