@@ -9,6 +9,7 @@ import msgspec
 
 from gennode.engine.checkpoint.any_config import AnyConfig, parse_any
 from gennode.engine.checkpoint.llama_config import FAMILY, LlamaConfig, parse_llama
+from gennode.engine.checkpoint.quantised import packed_shapes
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
 
@@ -36,14 +37,16 @@ def tensors_of(
     """The tensors of a span of layers, and of an owner.
 
     `names`: of all the model's tensors. A Llama's are known from its config alone, so that
-    what is missing shows; another model's are those of `names` that belong there.
+    what is missing shows, and only which of its matrices are packed from `names`; another model's
+    are those of `names` that belong there.
     """
     if isinstance(config, AnyConfig):
         return dict.fromkeys(config.tensors(names, span, owner=owner))
-    shapes: dict[str, tuple[int, ...] | None] = dict(config.owner_tensors()) if owner else {}
+    shapes = dict(config.owner_tensors()) if owner else {}
     for layer in range(*span) if span else ():
         shapes.update(config.layer_tensors(layer))
-    return shapes
+    packing = config.quantization_config
+    return shapes if packing is None else packed_shapes(packing, shapes, names)
 
 
 def parse_config(data: bytes, file: str) -> ModelConfig:

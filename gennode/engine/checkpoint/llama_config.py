@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
+from gennode.engine.checkpoint.quantised import Quantisation
 from gennode.errors import ModelError
 from gennode.wire.ids import MAX_LAYERS
 from gennode.wire.manifest import ModelShape
@@ -77,6 +78,7 @@ class LlamaConfig(msgspec.Struct, frozen=True):
     attention_bias: bool = False
     mlp_bias: bool = False
     eos_token_id: _EndTokens = None
+    quantization_config: Quantisation | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -258,8 +260,10 @@ def parse_llama(data: bytes, file: str, architecture: str = ARCHITECTURE) -> Lla
             f"{file} is not a model config we can use: {error}",
             hint="download the model again, or " + _REFUSED_HINT,
         ) from error
+    packing = config.quantization_config and config.quantization_config.problem()
     types = config.layer_types if isinstance(config, Qwen2Config) else None
     for holds, problem in (
+        (packing is None, str(packing)),
         (types is None or len(types) == config.num_hidden_layers,
          "layer_types and num_hidden_layers disagree"),
         (config.num_attention_heads % config.kv_heads == 0,

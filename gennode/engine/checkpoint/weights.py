@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import mmap
 import struct
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +38,8 @@ from gennode.engine.checkpoint.layout import (
     tensor_places,
 )
 from gennode.engine.checkpoint.llama_config import LlamaConfig
+from gennode.engine.checkpoint.memory import copied, new_tensor
+from gennode.engine.checkpoint.quantised import INTEGERS, is_packed, read_packed
 from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_partial
 from gennode.errors import LocalError, ModelError
 from gennode.wire.ids import Span
@@ -47,10 +48,10 @@ from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, Mo
 BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
 MANIFEST = "manifest.json"
 
-
 _BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "models"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _DTYPES = ("F32", "BF16", "F16")
+_TABLES = ("BOOL", "U8", "I32", "I64")  # masks and such, in models other than Llamas
 _AGAIN = "download the model again"
 
 
@@ -101,7 +102,7 @@ class ModelFolder:
     def read_whole(self, name: str) -> torch.Tensor:
         """One tensor as it is in its file, in memory of its own. ModelError if it is not here."""
         with _open_tensors(self.path / self._file(name)) as tensors:
-            return _copied(tensors.get_tensor(name))
+            return copied(tensors.get_tensor(name))
 
     def read(
         self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None = None
@@ -114,21 +115,30 @@ class ModelFolder:
         result: torch.Tensor | None = None
         start = 0
         for name, shape in shapes.items():
-            file = self._file(name)
-            with _open_tensors(self.path / file) as tensors:
-                _check(tensors, file, name, shape)
-                mapped = tensors.get_tensor(name)
+            with self._stored(name, shape) as stored:
                 if result is None:
                     rows = sum(each[0] for each in shapes.values())
-                    result = _new_tensor((rows, *shape[1:]), dtype or mapped.dtype)
+                    result = new_tensor((rows, *shape[1:]), dtype or stored.dtype)
                 # Copied, for the library's tensor is a window on the file, and to look through
                 # it would crash us if the file were truncated later.
-                result[start : start + shape[0]] = mapped
+                result[start : start + shape[0]] = stored
                 start += shape[0]
-                del mapped
         if result is None:
             raise LocalError("no tensor was asked for")
         return result
+
+    @contextmanager
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
+        """A tensor as its file has it, checked; unpacked if it is packed there."""
+        config = self.config
+        packing = config.quantization_config if isinstance(config, LlamaConfig) else None
+        if packing is not None and is_packed(name, self.names):
+            yield read_packed(packing, name, shape, self.names, self.read)
+            return
+        file = self._file(name)
+        with _open_tensors(self.path / file) as tensors:
+            _check(tensors, file, name, shape)
+            yield tensors.get_tensor(name)
 
     def _file(self, name: str) -> str:
         """The file that holds a tensor."""
@@ -139,26 +149,6 @@ class ModelFolder:
         if file is None:
             raise _missing(name)
         return file
-
-
-def _copied(mapped: torch.Tensor) -> torch.Tensor:
-    """A tensor that does not look through at its file, which may be truncated later."""
-    if mapped.ndim == 0:
-        return mapped.clone()
-    return _new_tensor(tuple(mapped.shape), mapped.dtype).copy_(mapped)
-
-
-def _new_tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory of its own that goes back to the system when the tensor is dropped.
-
-    Most weights are repacked and then dropped; on the C heap the holes that they leave among
-    their packed forms added a third to what a loaded model takes.
-    """
-    try:
-        buffer = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
-    except OSError as error:
-        raise MemoryError(f"no memory for a tensor of {size}") from error
-    return torch.frombuffer(buffer, dtype=dtype).view(size)
 
 
 def find_model(name_or_path: str) -> Path:
@@ -351,10 +341,11 @@ def _check(tensors: safe_open, file: str, name: str, shape: tuple[int, ...] | No
             f"{file}: {name} has shape {list(entry.get_shape())}, config.json wants {list(shape)}",
             hint="take config.json and the weights from the same model",
         )
-    if entry.get_dtype() not in _DTYPES:
+    allowed = ("I32",) if name.rpartition(".")[2] in INTEGERS else _DTYPES
+    if entry.get_dtype() not in allowed:
         raise ModelError(
             f"{file}: {name} is stored as {entry.get_dtype()}, which is not supported",
-            hint=f"use weights in one of {', '.join(_DTYPES)}",
+            hint=f"use weights in one of {', '.join(allowed)}",
         )
 
 
