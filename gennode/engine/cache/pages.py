@@ -35,6 +35,7 @@ class _Sequence:
     most: int
     """Pages that it may come to hold."""
     pages: list[int] = field(default_factory=list)
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Pages:
         self._sequences: dict[Hashable, _Sequence] = {}
         self._kept: dict[int, _Kept] = {}
         self._last_kept = 0
+        self._last_version = 0
 
     @property
     def count(self) -> int:
@@ -86,6 +88,10 @@ class Pages:
         """A sequence's pages in order; not to be changed."""
         return self._known(sequence).pages
 
+    def version(self, sequence: Hashable) -> int:
+        """Another number whenever a sequence's pages are others than before."""
+        return self._known(sequence).version
+
     def close(self, sequence: Hashable) -> None:
         """End a sequence and let go of its pages. Idempotent."""
         known = self._sequences.pop(sequence, None)
@@ -96,8 +102,10 @@ class Pages:
         """Let go of the pages from position `length` on."""
         known = self._known(sequence)
         needed = pages_for(length)
-        self._release(known.pages[needed:])
-        del known.pages[needed:]
+        if needed < len(known.pages):
+            self._release(known.pages[needed:])
+            del known.pages[needed:]
+            self._renew(known)
 
     def write(self, sequence: Hashable, position: int, end: int) -> list[Copy]:
         """Have pages for [0, end), of which [position, end) may be written; the rest is dropped.
@@ -117,6 +125,17 @@ class Pages:
         if len(shared) + max(0, total - len(known.pages)) > self._free_count:
             raise _no_page_left(self.count)
         self.truncate(sequence, end)
+        copies: list[Copy] = []
+        if shared or total > len(known.pages):
+            copies = self._replace(known, shared, position, total)
+        for index in range(position // PAGE_POSITIONS, total):
+            self._filled[known.pages[index]] = min(end - index * PAGE_POSITIONS, PAGE_POSITIONS)
+        return copies
+
+    def _replace(
+        self, known: _Sequence, shared: list[int], position: int, total: int
+    ) -> list[Copy]:
+        """Give a sequence `total` pages, others for those that are `shared`: what to copy."""
         before, pages = list(known.pages), known.pages
         is_moved = self._move(known, total, is_split=bool(shared))
         if not is_moved:
@@ -126,8 +145,10 @@ class Pages:
                 pages.append(self._take(pages[-1] if pages else None))
         copies = _copies(before, pages, position)
         self._release(old for old, new in zip(before, pages, strict=False) if old != new)
-        for index in range(0 if is_moved else position // PAGE_POSITIONS, total):
-            self._filled[pages[index]] = min(end - index * PAGE_POSITIONS, PAGE_POSITIONS)
+        if is_moved:
+            for copy in copies:
+                self._filled[copy.target] = copy.rows
+        self._renew(known)
         return copies
 
     # -- sharing ------------------------------------------------------------------------------
@@ -153,6 +174,7 @@ class Pages:
         if known.pages:
             raise LocalError("only an empty sequence can adopt")
         known.pages.extend(self._share(source.pages))
+        self._renew(known)
 
     def forget(self, kept: int) -> None:
         """Hold it no longer. Idempotent."""
@@ -173,6 +195,10 @@ class Pages:
         if source is None:
             raise LocalError(f"nothing is kept under number {kept}")
         return source
+
+    def _renew(self, known: _Sequence) -> None:
+        self._last_version += 1
+        known.version = self._last_version
 
     def _is_read_by_others(self, page: int, row: int) -> bool:
         """Whether writing from `row` on would overwrite what another holder may read."""

@@ -73,6 +73,8 @@ class KvPool:
         self._spans: dict[Hashable, Span] = {}
         self._kept: dict[int, Span] = {}
         self._layers: dict[int, LayerMemory] = {}
+        self._runs: dict[Hashable, tuple[int, tuple[tuple[int, int], ...]]] = {}
+        """Of each sequence's last place: the version of its pages, and where they lie."""
         self._scratch: LayerMemory | None = None
 
     @property
@@ -118,7 +120,7 @@ class KvPool:
         missing = [index for index in range(span.start, span.end) if index not in self._layers]
         if missing:
             raise LocalError(f"layers {missing} have no cache")
-        self._spans.pop(sequence, None)
+        self.close(sequence)
         self._pages.open(sequence, max_positions)
         self._spans[sequence] = span
 
@@ -126,6 +128,7 @@ class KvPool:
         """End a sequence. Idempotent."""
         self._pages.close(sequence)
         self._spans.pop(sequence, None)
+        self._runs.pop(sequence, None)
 
     def truncate(self, sequence: Hashable, length: int) -> None:
         """Let go of the pages from position `length` on."""
@@ -140,7 +143,14 @@ class KvPool:
         copies = self._pages.write(sequence, position, end)
         if copies:
             self._copy(copies, self._spans[sequence])
-        return KvPlace(position, end, _runs(self._pages.of(sequence), end))
+        version, (had, runs) = self._pages.version(sequence), self._runs.get(sequence, (-1, ()))
+        if had != version or not runs:
+            runs = _runs(self._pages.of(sequence), end)
+        else:  # as at most steps: the last page fills up
+            others = sum(positions for _, positions in runs[:-1])
+            runs = (*runs[:-1], (runs[-1][0], end - others))
+        self._runs[sequence] = version, runs
+        return KvPlace(position, end, runs)
 
     def write(self, index: int, place: KvPlace, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store a step's rows in one layer: [rows, kv_heads, width] each, cast to its dtype."""
