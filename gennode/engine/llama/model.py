@@ -13,7 +13,7 @@ from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.attention import Rows, attend_all, store
 from gennode.engine.llama.linear import Linear
-from gennode.engine.llama.precision import Arithmetic
+from gennode.engine.llama.precision import Arithmetic, MakeLinear
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def load_layer(
         full = [prefix + name for name in names]
         return folder.read({name: shapes[name] for name in full}, dtype).to(device)
 
-    def linear(*names: str) -> Linear:
+    def linear(*names: str, make: MakeLinear = arithmetic.linear) -> Linear:
         biases = [f"{name}.bias" for name in names]
         has_bias = prefix + biases[0] in shapes
         bias = take(biases, torch.float32) if has_bias else None
         weight = take([f"{name}.weight" for name in names], arithmetic.weight_dtype)
-        return arithmetic.linear(weight, bias)
+        return make(weight, bias)
 
     def norm(name: str) -> torch.Tensor:
         return take([f"{name}.weight"], torch.float32)
@@ -72,7 +72,7 @@ def load_layer(
         attention_out=linear("self_attn.o_proj"),
         attention_norm=norm("post_attention_layernorm"),
         gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
-        down=linear("mlp.down_proj"),
+        down=linear("mlp.down_proj", make=arithmetic.long_tailed),
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
-from gennode.engine.llama.int8 import LEVELS, Desk, find_kernel, make_int8
+from gennode.engine.llama.int8 import LEVELS, LONG_TAILED_RATIO, Desk, find_kernel, make_int8
 from gennode.engine.llama.linear import Linear, can_pack, make_linear
 from gennode.engine.seam import Precision
 from gennode.errors import DeviceError
+
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,15 @@ class Arithmetic:
 
     `name`: weights and arithmetic, for a compute class. `weight_dtype`: what weights are read
     in; `weight_bytes`: what one takes once it is loaded. `linear`: from a weight of that dtype
-    and a bias in fp32.
+    and a bias in fp32; `long_tailed`: the same for inputs that are products of two.
     """
 
     precision: Precision
     name: str
     weight_dtype: torch.dtype
     weight_bytes: int
-    linear: Callable[[torch.Tensor, torch.Tensor | None], Linear]
+    linear: MakeLinear
+    long_tailed: MakeLinear
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
@@ -39,11 +43,17 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
         kernel, desk = find_kernel(), Desk()
         # Other weights than elsewhere give other results, which nobody must take for a lie.
         name = "int8" if kernel and kernel.levels == LEVELS else "int7"
-        return Arithmetic(precision, name, torch.float32, 1,
-                          lambda weight, bias: make_int8(weight, bias, desk))  # fmt: skip
+        return Arithmetic(
+            precision=precision,
+            name=name,
+            weight_dtype=torch.float32,
+            weight_bytes=1,
+            linear=partial(make_int8, desk=desk),
+            long_tailed=partial(make_int8, desk=desk, wide_ratio=LONG_TAILED_RATIO),
+        )
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = dtypes[precision]
-    return Arithmetic(precision, precision, dtype, dtype.itemsize, make_linear)
+    return Arithmetic(precision, precision, dtype, dtype.itemsize, make_linear, make_linear)
 
 
 def available(device: torch.device) -> tuple[Precision, ...]:
