@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import msgspec
+import numpy as np
 import pytest
 
 from gennode.engine.toy import TOY_DIM
@@ -75,6 +76,19 @@ def test_the_last_hop_answers_the_owner_with_the_rows_it_wants() -> None:
     assert isinstance(send.message, Step)
     assert (send.peer, send.message.rows, send.message.position) == (OWNER, 1, 4)
     assert bytes(send.payload) == frame(1, value=9)
+
+
+def test_frames_without_a_fixed_width_are_cut_and_counted_as_well() -> None:
+    machine, wire = hop_machine(THIRD), codec("lossless")
+    _open(machine, msgspec.structs.replace(opening(2), codec="lossless"))
+    message = msgspec.structs.replace(step(0, 0, layer=4, rows=5), reply_rows=2, codec="lossless")
+    states = np.random.default_rng(1).standard_normal((5, TOY_DIM)).astype(np.float32)
+    with pytest.raises(RemoteError, match="rows"):
+        machine.receive(SECOND, message, bytes(6 * wire.row_bytes(TOY_DIM)), 0.0)
+    job = _job(machine.receive(SECOND, message, wire.encode(states), 0.0))
+    [send] = machine.computed(job, wire.encode(states))
+    assert isinstance(send, Send)
+    assert bytes(send.payload) == wire.encode(states[3:])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class GatedShard(ToyShard):
         return super().step(batch)
 
 
-@pytest.mark.parametrize("codec_name", ["raw", "int8", "int8-outlier"])
+@pytest.mark.parametrize("codec_name", ["raw", "int8", "int8-outlier", "lossless", "bf16-planes"])
 async def test_three_workers_answer_as_one_machine_does(codec_name: CodecName) -> None:
     async with staged([toy_worker(span) for span in THIRDS], codec_name=codec_name) as cast:
         assert await cast.ask(PROMPT) == await truth(PROMPT)

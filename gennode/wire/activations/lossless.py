@@ -113,7 +113,7 @@ class Planes:
             self._decode(view[start + 2 * self.width :], lengths, target, expander)
         if self.width == 2:
             halves = planes.view("<u2")[:, :, 0].astype(np.uint16)
-            return from_bf16((halves >> 1) | (halves << 15))
+            return from_bf16(((halves >> 1) | (halves << 15)).astype(np.uint16))
         turned = planes.view("<u4")[:, :, 0].astype(np.uint32)
         numbers = (turned >> 1) | (turned << 31)
         try:
