@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from gennode.engine.checkpoint.weights import ModelFolder
-from gennode.engine.llama.linear import make_linear
 from gennode.engine.llama.model import normalise
-from gennode.engine.seam import ChatMessage, Logits, States
+from gennode.engine.llama.precision import arithmetic
+from gennode.engine.seam import ChatMessage, Logits, Precision, States
 from gennode.engine.text.chat import Chat
 from gennode.engine.text.tokenizer import ModelTokenizer
 from gennode.errors import LocalError
@@ -18,11 +18,15 @@ from gennode.wire.ids import ModelId
 
 
 class LlamaOwner:
-    """An OwnerEngine for Llama: tokenizer, embedding, final norm and head, in fp32 on the CPU."""
+    """An OwnerEngine for Llama: tokenizer, embedding, final norm and head, on the CPU."""
 
     @torch.inference_mode()
-    def __init__(self, folder: ModelFolder) -> None:
-        """Load the owner's tensors; the layers are not read. Raises ModelError."""
+    def __init__(self, folder: ModelFolder, *, precision: Precision = "fp32") -> None:
+        """Load the owner's tensors; the layers are not read.
+
+        `precision` is that of the head: with a large vocabulary it is a twentieth of a small
+        model. Raises ModelError, and DeviceError if it can't be computed in here.
+        """
         self._folder = folder
         self._config = folder.llama
         self._tokenizer = ModelTokenizer(folder.path, folder.llama.vocab_size)
@@ -36,8 +40,9 @@ class LlamaOwner:
         self._embedding = take("model.embed_tokens.weight", None)
         self._norm = take("model.norm.weight", torch.float32)
         tied = folder.llama.tie_word_embeddings
-        head = take("model.embed_tokens.weight" if tied else "lm_head.weight", torch.float32)
-        self._head = make_linear(head, None)
+        how = arithmetic(precision, torch.device("cpu"))
+        head = take("model.embed_tokens.weight" if tied else "lm_head.weight", how.weight_dtype)
+        self._head = how.linear(head, None)
 
     @property
     def model(self) -> ModelId:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from gennode.engine.contract import (
 )
 from gennode.engine.devices import pick_device
 from gennode.engine.llama.attention import Rows
+from gennode.engine.llama.fastest import fastest
 from gennode.engine.llama.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.llama.model import Layer, load_layer, run_layer
 from gennode.engine.llama.precision import arithmetic
@@ -74,18 +76,21 @@ class LlamaShard:
         folder: ModelFolder,
         *,
         device: str = "cpu",
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "fp32",
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
         max_layers: int = 0,
     ) -> None:
         """`max_cache_bytes` bounds the keys and values of all sequences together, in `max_layers`
         layers (all of the model's, if it is 0): more than these can't be loaded at once.
 
+        `precision` auto: the one that is fastest here, which takes a second to find out.
         Raises DeviceError if `device` is not here, or can't compute in `precision`.
         """
         self._folder = folder
         self._config = folder.llama
         self._device = torch.device(pick_device(device))
+        if precision == "auto":
+            precision = fastest(self._config.shape, self._device)
         self._arithmetic = arithmetic(precision, self._device)
         self._layers: dict[int, Layer] = {}
         self._sequences: dict[Hashable, _Sequence] = {}
@@ -121,6 +126,11 @@ class LlamaShard:
     def dim(self) -> int:
         """Width of the hidden states."""
         return self._config.hidden_size
+
+    @property
+    def precision(self) -> Precision:
+        """In what weights are held and multiplied."""
+        return self._arithmetic.precision
 
     @property
     def compute_class(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ NAMES = {
 
 def make_model(folder: Path, kind: str, settings: dict[str, Any]) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES | settings))
+    config = AutoConfig.for_model(kind, **SIZES | settings)
+    model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.train(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -98,7 +100,7 @@ def run_in_pieces(shard: LlamaShard, span: Span, states: Any) -> Any:
     shard.open("t", span, TOKENS)
     found = []
     cuts = [0, 30, 40, 70, *range(71, TOKENS + 1)]
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in itertools.pairwise(cuts):
         one = StepInput("s", start, states[start:end])
         other = StepInput("t", shard.length("t"), states[start : start + 1])
         found.append(shard.step([other, one])[1])
