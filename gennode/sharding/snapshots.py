@@ -31,7 +31,10 @@ MAX_UPLOAD_BYTES_PER_S = 1e12
 FAR_AWAY = Coordinate(height_s=0.05)
 
 _MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
-_CLASS_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+# What a weight takes in the compute classes that our engines have; a scale per output adds less
+# than a thousandth. `int7` is int8 where the processor has no instruction for it.
+_WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int7": 1.0}
 
 
 def candidate_of(
@@ -55,7 +58,9 @@ def candidate_of(
     planned = min(positions, shape.max_positions)
     held = _held(hosting, shape)
     held_layers = sum(span.layers for span in held)
-    memory = _memory_bytes(announcement.machine, hosting, weight_bytes)
+    memory = _memory_bytes(
+        announcement.machine, hosting, shape, weight_bytes, number_bytes, planned
+    )
     spare_layers = hosting.spare_layers
     if memory:
         fitting = layers_that_fit(
@@ -157,15 +162,46 @@ def _held(hosting: Hosting, shape: ModelShape) -> list[Span]:
     return held
 
 
-def _memory_bytes(machine: Machine | None, hosting: Hosting, weight_bytes: float) -> int:
+def _memory_bytes(
+    machine: Machine | None,
+    hosting: Hosting,
+    shape: ModelShape,
+    weight_bytes: float,
+    number_bytes: int,
+    positions: int,
+) -> int:
     """What a peer gives, in the plan's formats; 0 if it does not say.
 
-    A peer with weights and caches half as wide as planned has room for twice as much.
+    A peer whose layers take half as much as planned, with their caches, has room for twice as
+    many.
     """
     if machine is None:
         return 0
-    own_bytes = _CLASS_BYTES.get(hosting.compute_class.partition("-")[0], weight_bytes)
-    return max(0, int(machine.memory_bytes * (weight_bytes / own_bytes)))
+    planned = (weight_bytes, number_bytes)
+    each, own = (
+        hosting_bytes(
+            shape,
+            1,
+            sessions=PLANNED_SESSIONS,
+            positions=positions,
+            weight_bytes=weights,
+            number_bytes=numbers,
+        )
+        for weights, numbers in (planned, formats(hosting.compute_class) or planned)
+    )
+    return max(0, int(machine.memory_bytes * (each / own)))
+
+
+def formats(compute_class: str) -> tuple[float, int] | None:
+    """Bytes of a weight, and of a number of the cache, in a compute class; None if unknown.
+
+    Caches are in fp32 on CPUs, whatever the weights are in, and else as wide as products.
+    """
+    name, _, device = compute_class.partition("-")
+    weights = _WEIGHT_BYTES.get(name)
+    if weights is None:
+        return None
+    return weights, 4 if device == "cpu" or weights == 4 else 2
 
 
 def _cost(
@@ -183,13 +219,9 @@ def _cost(
     """
     first_s, further_s = hosting.layer_time_s, hosting.further_time_s
     if machine is not None and not first_s > 0:
-        own_bytes = _CLASS_BYTES.get(hosting.compute_class.partition("-")[0])
+        weights, numbers = formats(hosting.compute_class) or (weight_bytes, number_bytes)
         cost = layer_cost(
-            shape,
-            machine,
-            weight_bytes=own_bytes or weight_bytes,
-            number_bytes=own_bytes or number_bytes,
-            positions=positions,
+            shape, machine, weight_bytes=weights, number_bytes=numbers, positions=positions
         )
         first_s = cost.pass_s(1)
         further_s = None if further_s is None else cost.token_s

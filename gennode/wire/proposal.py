@@ -17,7 +17,7 @@ DOMAIN = "plan"
 
 # Two peers find the same plan in a snapshot only if they decide by the same rules. Whoever
 # changes what sharding decides raises this; plans by other rules are nobody's fault, and ignored.
-RULES = 1
+RULES = 2
 
 DIGEST_BYTES = 32
 MARK_BYTES = 8  # nobody finds a second announcement with the mark of another by trying

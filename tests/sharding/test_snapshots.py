@@ -103,6 +103,15 @@ def test_room_that_the_memory_contradicts_is_not_counted_but_what_is_held_is() -
     narrow = hosting(spare_layers=1000, compute_class="bf16-cuda")
     found = candidate(narrow, machine(memory_bytes=10 * each))
     assert (found.capacity_layers, found.memory_bytes) == (20, 20 * each)
+    # int8 takes a quarter for weights, and on a CPU as much as planned for caches.
+    planned, own = (
+        capacity.hosting_bytes(SHAPE, 1, sessions=4, positions=2048, weight_bytes=weight_bytes)
+        for weight_bytes in (4, 1)
+    )
+    eighth = candidate(hosting(compute_class="int8-cpu"), machine(memory_bytes=10 * each))
+    assert eighth.memory_bytes == int(10 * each * (planned / own))
+    assert snapshots.formats("int8-cuda") == (1.0, 2)
+    assert snapshots.formats("something-new") is None
 
 
 def test_an_unknown_further_time_is_that_of_the_first_and_none_is_longer() -> None:

@@ -83,7 +83,7 @@ def test_the_largest_pool_fits() -> None:
         (body("a", "b", marks=1), "mark"),
         (body("a", marks=2), "mark"),
         (body("a", more=(1,)), "malformed"),
-        (b"\x91\x01", "malformed"),
+        (bytes([0x91, RULES]), "malformed"),
         (b"\xc1", "malformed"),
         (b"", "malformed"),
         (b"\x91" * 100_000, "malformed"),
