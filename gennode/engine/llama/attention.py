@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -26,8 +26,8 @@ class Part:
 class View:
     """What a part's rows look at: positions `[first, end)`.
 
-    `mask`: [rows, end − first], −inf where a row must not look; None if nothing is hidden, or
-    if `causal` says the same.
+    `mask`: bool [rows, end − first], false where a row must not look; None if nothing is hidden,
+    or if `causal` says the same.
     """
 
     first: int
@@ -35,8 +35,24 @@ class View:
     causal: bool
 
 
+class StepRows(Protocol):
+    """All rows of a step, and where they lie in their sequences: what all its layers share."""
+
+    count: int
+    cosine: torch.Tensor
+    sine: torch.Tensor
+
+    def store(self, pool: KvPool, index: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put all rows' keys and values, [rows, kv_heads, width], into one layer's cache."""
+
+    def attend(
+        self, pool: KvPool, index: int, queries: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        """Attention of [rows, heads, width], each to its sequence; fp32 [rows, heads × width]."""
+
+
 class Rows:
-    """Where a step's rows lie in their sequences: what all its layers share.
+    """StepRows of any number of sequences with any number of rows, one sequence at a time.
 
     `cosine`, `sine`: [rows, 1, head_dim], see `rotations`; `slots`: of each row in the pool.
     """
@@ -56,7 +72,35 @@ class Rows:
         self.slots = torch.tensor(slots, device=device)
         self._views: dict[tuple[int, int | None], View] = {}
 
-    def view(self, number: int, window: int | None) -> View:
+    def store(self, pool: KvPool, index: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put all rows' keys and values, [rows, kv_heads, width], into one layer's cache."""
+        if len(self.parts) == 1:
+            pool.write(index, self.parts[0].place, keys, values)
+        else:
+            store(pool, index, self.slots, keys, values)
+
+    def attend(
+        self, pool: KvPool, index: int, queries: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        """Attention of [rows, heads, width], each to its sequence; fp32 [rows, heads × width]."""
+        if len(self.parts) == 1:
+            return self._attend_part(pool, index, 0, queries, window)
+        result = queries.new_empty((self.count, queries.shape[1] * queries.shape[2]))
+        for number, part in enumerate(self.parts):
+            own = slice(part.start, part.start + part.rows)
+            result[own] = self._attend_part(pool, index, number, queries[own], window)
+        return result
+
+    def _attend_part(
+        self, pool: KvPool, index: int, number: int, queries: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        keys, values = pool.read(index, self.parts[number].place)
+        view = self._view(number, window)
+        if view.first:
+            keys, values = keys[:, view.first :], values[:, view.first :]
+        return attend(queries.to(keys.dtype), keys, values, view).float()
+
+    def _view(self, number: int, window: int | None) -> View:
         """What the rows of part `number` see in layers with this window; made once."""
         found = self._views.get((number, window))
         if found is None:
@@ -64,6 +108,15 @@ class Rows:
             found = make_view(place.position, place.end, window, self.cosine.device)
             self._views[number, window] = found
         return found
+
+
+def store(
+    pool: KvPool, index: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> None:
+    """Put rows' keys and values, [rows, kv_heads, width], into slots [rows] of one layer."""
+    memory = pool.layer(index)
+    for kept, new in ((memory.keys, keys), (memory.values, values)):
+        kept.index_copy_(1, slots, new.transpose(0, 1).to(kept.dtype))
 
 
 def slots_of(place: KvPlace) -> list[int]:
@@ -85,50 +138,10 @@ def make_view(position: int, end: int, window: int | None, device: torch.device)
         return View(first, None, causal=False)
     if first == 0 and position == 0 and (window is None or rows <= window):
         return View(0, None, causal=True)
-    mask = torch.full((rows, end - first), -math.inf, device=device).triu_(position - first + 1)
-    if window is not None:
-        at = torch.arange(first, end, device=device)
-        own = torch.arange(position, end, device=device)
-        mask[at[None, :] <= own[:, None] - window] = -math.inf
-    return View(first, mask, causal=False)
-
-
-def store(pool: KvPool, index: int, rows: Rows, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Put all rows' keys and values, [rows, kv_heads, width], where their sequences have room."""
-    if len(rows.parts) == 1:
-        pool.write(index, rows.parts[0].place, keys, values)
-        return
-    memory = pool.layer(index)
-    for kept, new in ((memory.keys, keys), (memory.values, values)):
-        kept.index_copy_(1, rows.slots, new.transpose(0, 1).to(kept.dtype))
-
-
-def attend_all(
-    pool: KvPool, index: int, rows: Rows, queries: torch.Tensor, window: int | None
-) -> torch.Tensor:
-    """Attention of all rows [rows, heads, width], each to its sequence; [rows, heads × width]."""
-    if len(rows.parts) == 1:
-        return _attend_part(pool, index, rows, 0, queries, window)
-    result = queries.new_empty((rows.count, queries.shape[1] * queries.shape[2]))
-    for number, part in enumerate(rows.parts):
-        own = slice(part.start, part.start + part.rows)
-        result[own] = _attend_part(pool, index, rows, number, queries[own], window)
-    return result
-
-
-def _attend_part(
-    pool: KvPool,
-    index: int,
-    rows: Rows,
-    number: int,
-    queries: torch.Tensor,
-    window: int | None,
-) -> torch.Tensor:
-    keys, values = pool.read(index, rows.parts[number].place)
-    view = rows.view(number, window)
-    if view.first:
-        keys, values = keys[:, view.first :], values[:, view.first :]
-    return attend(queries, keys, values, view)
+    at = torch.arange(first, end, device=device)[None, :]
+    own = torch.arange(position, end, device=device)[:, None]
+    seen = at <= own if window is None else (at <= own) & (at > own - window)
+    return View(first, seen, causal=False)
 
 
 def attend(

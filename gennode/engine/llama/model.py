@@ -11,7 +11,7 @@ from torch.nn import functional
 from gennode.engine.cache.pool import KvPool
 from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.engine.checkpoint.weights import ModelFolder
-from gennode.engine.llama.attention import Rows, attend_all, store
+from gennode.engine.llama.attention import StepRows
 from gennode.engine.llama.linear import Linear
 from gennode.engine.llama.precision import Arithmetic, MakeLinear
 
@@ -82,7 +82,7 @@ def normalise(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> tor
 
 
 def run_layer(
-    layer: Layer, config: LlamaConfig, pool: KvPool, rows: Rows, states: torch.Tensor
+    layer: Layer, config: LlamaConfig, pool: KvPool, rows: StepRows, states: torch.Tensor
 ) -> None:
     """Add one layer to `states` (fp32 [rows, dim], in place) and its keys and values to `pool`.
 
@@ -96,8 +96,8 @@ def run_layer(
         turning = functional.rms_norm(turning, (width,), None, config.rms_norm_eps)
         turning *= layer.head_norm
     turned = torch.addcmul(turning * rows.cosine, turning.roll(width // 2, -1), rows.sine)
-    store(pool, layer.index, rows, turned[:, heads:], values)
-    attended = attend_all(pool, layer.index, rows, turned[:, :heads], layer.window)
+    rows.store(pool, layer.index, turned[:, heads:], values)
+    attended = rows.attend(pool, layer.index, turned[:, :heads], layer.window)
     states += layer.attention_out(attended)
     normed = normalise(states, layer.attention_norm, config.rms_norm_eps)
     gate, up = layer.gate_up(normed).chunk(2, dim=-1)

@@ -25,7 +25,8 @@ from gennode.engine.contract import (
     maximal_spans,
 )
 from gennode.engine.devices import pick_device
-from gennode.engine.llama.attention import Rows
+from gennode.engine.llama.attention import Rows, StepRows
+from gennode.engine.llama.cuda import Graphs
 from gennode.engine.llama.fastest import fastest
 from gennode.engine.llama.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.llama.model import Layer, load_layer, run_layer
@@ -97,6 +98,9 @@ class LlamaShard:
         self._frequencies = rotary_frequencies(self._config).to(self._device)
         self._load_time_s: list[float] = []
         self._profile: Profile | None = None
+        self._graphs: Graphs | None = None
+        if self._device.type == "cuda":
+            self._graphs = Graphs(self._run_layers, self.dim, self._frequencies)
         self._threads = torch.get_num_threads()
         self._max_layers = max_layers or self._config.num_hidden_layers
         cache_dtype = torch.float32 if self._device.type == "cpu" else self._arithmetic.weight_dtype
@@ -170,6 +174,8 @@ class LlamaShard:
         """Free what is loaded of `span`; LocalError if a sequence that is open runs over it."""
         spans = (each.span for each in self._sequences.values())
         check_unload(span, self._config.num_hidden_layers, spans)
+        if self._graphs is not None:
+            self._graphs.forget()
         for index in range(span.start, span.end):
             self._layers.pop(index, None)
             self._pool.drop_layer(index)
@@ -256,15 +262,20 @@ class LlamaShard:
     def _run(self, span: Span, group: Sequence[_Placed]) -> States:
         """All rows of sequences over one span, one sequence's below the other's."""
         joined = np.concatenate([placed.item.states for placed in group])
+        places = [placed.place for placed in group]
         try:
+            if self._graphs is not None and self._graphs.fits(places):
+                return self._graphs.run(span, places, joined)
             with self._few_threads(len(joined)):
                 states = torch.from_numpy(joined).to(self._device)
-                rows = Rows([placed.place for placed in group], self._frequencies)
-                for index in range(span.start, span.end):
-                    run_layer(self._layers[index], self._config, self._pool, rows, states)
+                self._run_layers(span, Rows(places, self._frequencies), states)
                 return states.cpu().numpy()
         except (MemoryError, RuntimeError) as error:
             raise _out_of_memory(f"a step of {len(joined)} rows", error) from error
+
+    def _run_layers(self, span: Span, rows: StepRows, states: torch.Tensor) -> None:
+        for index in range(span.start, span.end):
+            run_layer(self._layers[index], self._config, self._pool, rows, states)
 
     @contextmanager
     def _few_threads(self, rows: int) -> Iterator[None]:
