@@ -1,4 +1,4 @@
-"""The live shell: the peer machine on asyncio, real links, a compute thread and a real clock."""
+"""The live shell: the peer machine on asyncio, real links, the engine's thread, a real clock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -17,15 +16,8 @@ from gennode.errors import GennodeError, NetworkError
 from gennode.mesh.links.limits import Use
 from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
-from gennode.node.actions import (
-    CloseJob,
-    Job,
-    Opened,
-    OpenJob,
-    Rerouted,
-    Run,
-    Send,
-)
+from gennode.node.actions import Job, Opened, OpenJob, Rerouted, Run, Send
+from gennode.node.computing import Computing
 from gennode.node.live_sessions import LivePipeline, LiveSessions
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerAction, PeerMachine
@@ -89,8 +81,8 @@ class LiveNode:
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
-            self._compute = ThreadPoolExecutor(1, thread_name_prefix="engine")
-            stack.callback(self._compute.shutdown, cancel_futures=True)
+            self._computing = Computing(self._computed, self.fail)
+            stack.callback(self._computing.close)
             self.links = Links(
                 self.transport, self._on_message, self._on_down, on_trouble=self._on_trouble
             )
@@ -137,7 +129,7 @@ class LiveNode:
 
     async def in_engine_thread(self, call: Callable[[], T]) -> T:
         """Run something long, such as loading layers, where jobs run: one at a time."""
-        return await self._loop.run_in_executor(self._compute, call)
+        return await self._computing.call(call)
 
     async def serve(self, worker: Worker) -> None:
         """Host a model's layers from now on, beside others; measures them first."""
@@ -173,6 +165,7 @@ class LiveNode:
             seeking.cancel()
         if worker is not None:
             self._past_work = self._past_work + worker.work
+            self._computing.forget(model)
             await self.in_engine_thread(lambda: None)  # jobs that were queued for it are over
 
     async def bootstrap(self, addresses: Sequence[str]) -> None:
@@ -307,24 +300,17 @@ class LiveNode:
         worker = self.workers.get(job.model)
         if worker is None:
             return
-        future = self._compute.submit(worker.attempt, job)
-        if not isinstance(job, CloseJob):
-            future.add_done_callback(
-                lambda done: self._loop.call_soon_threadsafe(self._computed, job, done)
-            )
+        self._computing.submit(worker, job)
 
-    def _computed(self, job: Job, future: Future[bytes | GennodeError]) -> None:
+    def _computed(self, job: Job, outcome: bytes | GennodeError) -> None:
         worker = self.workers.get(job.model)
-        if future.cancelled() or worker is None:
-            return
-        if (crash := future.exception()) is not None:
-            self.fail(crash)
+        if worker is None:
             return
         if isinstance(job, OpenJob):
             hosting = worker.hosting()
             if hosting not in self.machine.hosting:
                 self.machine.learn(hosting)
-        self.act(self.machine.computed(job, future.result()))
+        self.act(self.machine.computed(job, outcome))
 
     # -- owning -------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.mesh.directory.netgroup import LOCAL
 from gennode.node.actions import Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
+from gennode.node.batches import Batches
 from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
@@ -79,9 +80,11 @@ class SimulatedPeer:
 
     machine: PeerMachine
     workers: dict[ModelId, Worker]
+    batches: Batches
     alive: bool = True
     frozen_until_s: float = 0.0
-    busy_until_s: float = 0.0
+    inbox: list[Job] = field(default_factory=list)
+    is_computing: bool = False
     events: list[Rerouted] = field(default_factory=list)
 
 
@@ -106,7 +109,8 @@ class SimulatedSwarm:
         """A new peer, a worker if it is given one."""
         key = Key(self.rng.randbytes(32))
         machine = PeerMachine(key, rng=random.Random(self.rng.random()), instance=0)
-        self.peers[key.peer] = SimulatedPeer(machine, {})
+        batches = Batches(lambda: self.now_s)  # a batch takes no time that it could measure
+        self.peers[key.peer] = SimulatedPeer(machine, {}, batches)
         if worker is not None:
             self.host(key.peer, worker)
         self.after(self.rng.uniform(0, TICK_S), lambda: self._tick(key.peer))
@@ -220,26 +224,42 @@ class SimulatedSwarm:
             self.act(target, actions)
 
     def _run(self, peer: PeerId, job: Job) -> None:
-        state = self.peers[peer]
-        cost_s = self.rng.uniform(*self.weather.step_time_s)
-        if isinstance(job, OpenJob):
-            cost_s += self.weather.load_time_s * self.rng.random()
-        state.busy_until_s = max(state.busy_until_s, self.now_s) + cost_s
-        self.after(state.busy_until_s - self.now_s, lambda: self._finish(peer, job))
+        self.peers[peer].inbox.append(job)
+        self._compute(peer)
 
-    def _finish(self, peer: PeerId, job: Job) -> None:
+    def _compute(self, peer: PeerId) -> None:
+        """Have a turn of the engine end later, if none is under way."""
         state = self.peers[peer]
-        worker = state.workers.get(job.model)
-        if not state.alive or worker is None:
+        if not state.is_computing:
+            state.is_computing = True
+            cost_s = self.rng.uniform(*self.weather.step_time_s)
+            if any(isinstance(job, OpenJob) for job in state.inbox):
+                cost_s += self.weather.load_time_s * self.rng.random()
+            self.after(cost_s, lambda: self._finish(peer))
+
+    def _finish(self, peer: PeerId) -> None:
+        state = self.peers[peer]
+        if not state.alive:
             return
         if state.frozen_until_s > self.now_s:
-            self.after(state.frozen_until_s - self.now_s, lambda: self._finish(peer, job))
+            self.after(state.frozen_until_s - self.now_s, lambda: self._finish(peer))
             return
-        spans = worker.engine.spans()
-        outcome = worker.attempt(job)
-        if worker.engine.spans() != spans:
-            state.machine.learn(worker.hosting())
-        self.act(peer, state.machine.computed(job, outcome))
+        jobs, state.inbox = state.inbox, []
+        spans = {model: worker.engine.spans() for model, worker in state.workers.items()}
+        outcomes = []
+        for job in jobs:
+            if job.model in state.workers:
+                outcomes += state.batches.add(state.workers[job.model], job)
+        outcomes += state.batches.work()
+        state.is_computing = False
+        for model, worker in state.workers.items():
+            if worker.engine.spans() != spans[model]:
+                state.machine.learn(worker.hosting())
+        for job, outcome in outcomes:
+            if job.model in state.workers:
+                self.act(peer, state.machine.computed(job, outcome))
+        if state.inbox or not state.batches.is_idle:
+            self._compute(peer)
 
     def _down(self, peer: PeerId, lost: PeerId) -> None:
         state = self.peers[peer]

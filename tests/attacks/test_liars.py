@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from gennode.engine.seam import States
 from gennode.engine.toy import TOY_DIM, ToyShard
-from gennode.errors import GennodeError
-from gennode.node.actions import Job, StepJob
+from gennode.node.actions import StepJob
 from gennode.node.worker import Worker
 from gennode.wire.ids import Span
 from tests.node.toys import LAYERS, MANIFEST, THIRDS, staged, toy_worker, truth
@@ -43,13 +43,10 @@ class Liar(Worker):
     lie: Lie = _filled(0.0)
     steps: list[StepJob] = field(default_factory=list)
 
-    def attempt(self, job: Job) -> bytes | GennodeError:
-        outcome = super().attempt(job)
-        if isinstance(job, StepJob) and isinstance(outcome, bytes):
-            self.steps.append(job)
-            if len(self.steps) >= LIES_FROM:
-                return self.lie(outcome)
-        return outcome
+    def encode(self, job: StepJob, states: States) -> bytes:
+        self.steps.append(job)
+        honest = super().encode(job, states)
+        return self.lie(honest) if len(self.steps) >= LIES_FROM else honest
 
 
 def liar(span: Span, lie: Lie) -> Liar:

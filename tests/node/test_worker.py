@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -11,7 +10,8 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError, ResourceError
-from gennode.node.actions import CloseJob, HopKey, OpenJob, Send, StepJob
+from gennode.node.actions import HopKey, OpenJob, Send, StepJob
+from gennode.node.batches import Batches
 from gennode.node.hop import HopLimits, HopMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
@@ -33,14 +33,23 @@ def worker(span: Span = FOUR, *, capacity_layers: int = 5, on_request: bool = Tr
 
 
 def begin(host: Worker, span: Span, key: HopKey = KEY) -> bytes | Exception:
-    return host.attempt(OpenJob(MODEL, key, 0, span, 64, OWNER))
+    return outcome(Batches(), host, OpenJob(MODEL, key, 0, span, 64, OWNER))
 
 
-def one_step(host: Worker, position: int = 0) -> bytes | Exception:
+def one_step(host: Worker, position: int = 0, batches: Batches | None = None) -> bytes | Exception:
     payload = bytes(codec("raw").row_bytes(TOY_DIM))
-    return host.attempt(
-        StepJob(MODEL, KEY, 0, position, position, 1, 1, False, "raw", payload)
-    )  # fmt: skip
+    job = StepJob(MODEL, KEY, 0, position, position, 1, 1, False, "raw", payload)
+    return outcome(batches or Batches(), host, job)
+
+
+def outcome(batches: Batches, host: Worker, job: OpenJob | StepJob) -> bytes | Exception:
+    """What comes of one job, in as many turns as it takes."""
+    outcomes = batches.add(host, job)
+    while not batches.is_idle:
+        outcomes += batches.work()
+    [(done, result)] = outcomes
+    assert done is job
+    return result
 
 
 def test_what_is_withdrawn_is_announced_no_longer_but_room_all_the_same() -> None:
@@ -83,7 +92,7 @@ def test_layers_that_are_unloaded_close_what_runs_over_them() -> None:
     error = one_step(host)
     assert isinstance(error, ResourceError)
     assert "left this worker" in str(error)
-    host.attempt(CloseJob(MODEL, HopKey(SESSION, 2)))
+    host.close(HopKey(SESSION, 2))
     assert host.used_layers() == frozenset()
 
 
@@ -105,7 +114,7 @@ class Slow(ToyShard):
         return super().step(batch)
 
 
-def test_a_share_of_the_time_is_rested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_share_of_the_time_is_rested() -> None:
     engine = Slow(MANIFEST, layer_time_s=0.002, further_time_s=0.001)
     engine.load(Span(0, 2))
     rests: list[float] = []
@@ -114,14 +123,16 @@ def test_a_share_of_the_time_is_rested(monkeypatch: pytest.MonkeyPatch) -> None:
         rests.append(pause_s)
         engine.clock_s += pause_s
 
-    monkeypatch.setattr(time, "monotonic", lambda: engine.clock_s)
-    host = Worker(engine, LAYERS, 2, share=0.25, rest=rest)
+    host, batches = (
+        Worker(engine, LAYERS, 2, share=0.25, rest=rest),
+        Batches(lambda: engine.clock_s),
+    )
     begin(host, Span(0, 2))
     for position in range(3):
-        assert isinstance(one_step(host, position), bytes)
-    assert rests == [0.0, 6.0, 6.0]
+        assert isinstance(one_step(host, position, batches), bytes)
+    assert rests == [6.0, 6.0]
     engine.clock_s += 5.0  # nobody asked: that counts as rest
-    one_step(host, 3)
+    one_step(host, 3, batches)
     assert rests[-1] == 1.0
     assert host.hosting().layer_time_s == 0.008
     assert host.hosting().further_time_s == 0.004

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -17,9 +16,9 @@ EFFICIENT = 0.9  # of the throughput without end that a batch of prompts should 
 MIN_ROWS = 4  # of prompts in every batch: whatever is believed of the cost, they go on
 MIN_EFFICIENT_ROWS, MAX_ROWS = 32, 512  # of prompts in a batch while nobody waits for a token
 PER_KIND = 8  # measurements of one kind that are kept
-MAX_KINDS = 32  # a fit to as many takes about a millisecond
+MAX_KINDS = 32
 HALF_LIFE = 64  # steps after which a measurement counts half: machines get busy, and idle again
-FIT_EVERY = 8  # measurements; each of the first ones
+FIT_EVERY = 8  # new measurements, but for the first ones: it takes half a millisecond
 _LEAST_TRUST = 0.1  # of a fresh measurement; more than what was believed before any
 MIN_STEP_S, MAX_STEP_S = 1e-7, 600.0  # a machine that was suspended meanwhile says nothing
 _ROUNDS = 3  # of reweighting; further ones changed the fits tried by less than a percent
@@ -79,15 +78,18 @@ class StepCost:
         self._weights = self._prior
         self._kept: dict[tuple[int, int], deque[tuple[int, Load, float]]] = {}
         self._count = 0
+        self._fitted = 0  # measurements when it was fitted last
 
     @property
     def parts_s(self) -> tuple[float, float, float, float]:
         """Seconds that are fixed, per sequence, per row and per position read."""
+        self._learn()
         fixed_s, sequence_s, row_s, read_s = map(float, self._weights)
         return fixed_s, sequence_s, row_s, read_s
 
     def seconds(self, load: Load) -> float:
         """How long a step with this load should take."""
+        self._learn()
         return float(np.dot(self._weights, load._numbers))
 
     # -- what fits ----------------------------------------------------------------------------
@@ -136,7 +138,12 @@ class StepCost:
         self._kept[kind] = kept  # at the end: the kinds that were not seen for longest go first
         if len(self._kept) > MAX_KINDS:
             del self._kept[next(iter(self._kept))]
-        if self._count <= FIT_EVERY or self._count % FIT_EVERY == 0:
+
+    def _learn(self) -> None:
+        """Fit, if somebody asks and enough is new: single tokens alone need no forecasts."""
+        new = self._count - self._fitted
+        if new >= FIT_EVERY or (new and self._count <= FIT_EVERY):
+            self._fitted = self._count
             self._fit()
 
     def _fit(self) -> None:
@@ -161,23 +168,19 @@ class StepCost:
 def _non_negative(rows: _Numbers, weights: _Numbers) -> _Numbers:
     """Least squares of `rows @ x = 1` with x >= 0: the best of all choices of what is not zero.
 
-    `rows` [n, 4], `weights` [n]. Four unknowns make 15 choices: cheaper than to iterate.
+    `rows` [n, 4], `weights` [n]. Four unknowns make 15 choices, all solved in one call: what is
+    left out has a one on the diagonal, and comes out as zero.
     """
     scale = np.sqrt((rows * rows).mean(axis=0))
     scale[scale == 0] = 1.0
     scaled = rows / scale
     squares, products = (scaled.T * weights) @ scaled, scaled.T @ weights
-    best, least = np.zeros(len(scale)), math.inf
-    for count in range(1, len(scale) + 1):
-        for chosen in itertools.combinations(range(len(scale)), count):
-            at = np.array(chosen)
-            part = squares[np.ix_(at, at)]
-            try:
-                found = np.linalg.solve(part + 1e-12 * np.eye(count), products[at])
-            except np.linalg.LinAlgError:
-                continue
-            error = float(found @ part @ found - 2 * found @ products[at])
-            if (found >= 0).all() and error < least - 1e-12:
-                best, least = np.zeros(len(scale)), error
-                best[at] = found
-    return np.asarray(best / scale)
+    systems = np.where(_CHOICES[:, :, None] & _CHOICES[:, None, :], squares, 0.0)
+    systems += np.where(_CHOICES, 1e-12, 1.0)[:, :, None] * np.eye(len(scale))
+    found = np.linalg.solve(systems, np.where(_CHOICES, products, 0.0)[:, :, None])[:, :, 0]
+    errors = np.einsum("ci,ij,cj->c", found, squares, found) - 2 * found @ products
+    errors[(found < 0).any(axis=1)] = np.inf
+    return np.asarray(found[int(errors.argmin())] / scale)
+
+
+_CHOICES = np.array([*itertools.product((True, False), repeat=4)][:-1])

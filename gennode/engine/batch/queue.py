@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import dataclass, field
 
 from gennode.engine.batch.cost import MAX_ROWS, MIN_ROWS, NOTHING, Load, StepCost, load_of
@@ -81,7 +81,7 @@ class StepQueue:
         self._lead_rows = lead_rows
         self._waiting: dict[Hashable, _Waiting] = {}
         self._expected: dict[Hashable, tuple[int, int]] = {}  # key -> (batch, position)
-        self._shares = Shares()
+        self._shares: Shares[Hashable] = Shares()
         self._taken_rows = 0  # of prompts, ever
         self._batches = 0
         self._out: tuple[Slice, ...] = ()
@@ -90,6 +90,11 @@ class StepQueue:
     def is_empty(self) -> bool:
         """Whether nothing waits."""
         return not self._waiting
+
+    def head(self, key: Hashable) -> int | None:
+        """The number of a key's next step."""
+        waiting = self._waiting.get(key)
+        return waiting.works[0][0].number if waiting else None
 
     def add(self, work: Work) -> None:
         """A step more, behind those of its key that wait already."""
@@ -122,16 +127,31 @@ class StepQueue:
             del self._waiting[key]
         return tuple(work.number for work in dropped)
 
+    def skip(self, key: Hashable) -> None:
+        """A key's next step need not be computed. Not while a batch is out."""
+        self._check_in()
+        work, _ = self._waiting[key].works[0]
+        self._waiting[key].rows -= work.rows - self._waiting[key].done_rows
+        self._pop(key)
+
     def next(self, cost: StepCost) -> tuple[Slice, ...]:
         """The next batch; empty if nothing waits. `done` must follow before anything else."""
         self._check_in()
         tokens = [key for key, one in self._waiting.items() if one.works[0][0].rows == 1]
         batch = [self._slice(key, 1) for key in tokens]
-        load = sum((one.load for one in batch), NOTHING)
+        if len(tokens) < len(self._waiting):
+            batch += self._prompts(cost, batch, self._waiting.keys() - set(tokens))
+        self._batches += bool(batch)
+        self._out = tuple(batch)
+        return self._out
+
+    def _prompts(self, cost: StepCost, tokens: Sequence[Slice], keys: Set[Hashable]) -> list[Slice]:
+        """Rows of prompts that fit beside tokens."""
+        batch: list[Slice] = []
+        load = sum((one.load for one in tokens), NOTHING)
         limit_s = cost.limit_s(load, self._expected_load())
         left = MAX_ROWS
-        prompts = sorted(self._waiting.keys() - set(tokens), key=self._rank)
-        for key in prompts:
+        for key in sorted(keys, key=self._rank):
             waiting = self._waiting[key]
             work, _ = waiting.works[0]
             most = min(left, work.rows - waiting.done_rows)
@@ -143,9 +163,7 @@ class StepQueue:
             batch.append(self._slice(key, rows))
             load += batch[-1].load
             left -= rows
-        self._batches += bool(batch)
-        self._out = tuple(batch)
-        return self._out
+        return batch
 
     def done(self) -> None:
         """The batch is computed."""
@@ -158,13 +176,18 @@ class StepQueue:
             if work.rows > 1:
                 self._taken_rows += one.rows
             if one.is_last:
-                waiting.works.popleft()
-                waiting.done_rows = 0
-                self._shares.leave(work.owner)
-                if not waiting.works:
-                    del self._waiting[one.key]
-                    self._expect(work)
+                self._pop(one.key)
         self._out = ()
+
+    def _pop(self, key: Hashable) -> None:
+        waiting = self._waiting[key]
+        work, _ = waiting.works.popleft()
+        waiting.done_rows = 0
+        self._shares.leave(work.owner)
+        if not waiting.works:
+            del self._waiting[key]
+            if work.is_awaited:
+                self._expected[key] = self._batches, work.position + work.rows
 
     def _slice(self, key: Hashable, rows: int) -> Slice:
         waiting = self._waiting[key]
@@ -178,10 +201,6 @@ class StepQueue:
         work, came = waiting.works[0]
         lead = min(self._shares.lead(work.owner), self._lead_rows)
         return waiting.rows + lead + came, work.number
-
-    def _expect(self, work: Work) -> None:
-        if work.is_awaited:
-            self._expected[work.key] = self._batches, work.position + work.rows
 
     def _expected_load(self) -> Load:
         """Single tokens that should come soon."""

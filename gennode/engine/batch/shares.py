@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Who = TypeVar("Who", bound=Hashable)
 
 MAX_REMEMBERED = 1024  # who is not served now, but has had more than others: 100 bytes each
 
 
-class Shares:
+class Shares(Generic[Who]):
     """Start-time fair shares: whoever waits is compared by the service that it has had.
 
     Who comes (back) starts level with the least served of those that wait: time spent away
@@ -16,12 +19,12 @@ class Shares:
     """
 
     def __init__(self) -> None:
-        self._served: dict[Hashable, float] = {}
-        self._waiting: dict[Hashable, int] = {}
+        self._served: dict[Who, float] = {}
+        self._waiting: dict[Who, int] = {}
         self._level = 0.0
         self._is_level = True  # whether the level is that of those who wait now
 
-    def join(self, who: Hashable) -> None:
+    def join(self, who: Who) -> None:
         """One more thing of theirs waits."""
         if who not in self._waiting:
             self._raise_level()
@@ -30,7 +33,7 @@ class Shares:
             self._is_level = False
         self._waiting[who] = self._waiting.get(who, 0) + 1
 
-    def leave(self, who: Hashable) -> None:
+    def leave(self, who: Who) -> None:
         """One thing of theirs waits no longer."""
         self._waiting[who] -= 1
         if not self._waiting[who]:
@@ -41,17 +44,17 @@ class Shares:
             if len(self._served) - len(self._waiting) > 2 * MAX_REMEMBERED:
                 self._forget()
 
-    def serve(self, who: Hashable, amount: float) -> None:
+    def serve(self, who: Who, amount: float) -> None:
         """They have had so much more."""
         self._served[who] = self._served.get(who, self._level) + amount
         self._is_level = False
 
-    def lead(self, who: Hashable) -> float:
+    def lead(self, who: Who) -> float:
         """How much more than the least served of those that wait they have had."""
         self._raise_level()
         return max(0.0, self._served.get(who, 0.0) - self._level)
 
-    def least(self) -> Hashable:
+    def least(self) -> Who:
         """The least served of those that wait, the one that joined first of several.
 
         ValueError if nobody waits.

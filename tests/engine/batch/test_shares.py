@@ -8,7 +8,7 @@ from gennode.engine.batch.shares import MAX_REMEMBERED, Shares
 
 
 def test_the_least_served_of_those_that_wait_is_next() -> None:
-    shares = Shares()
+    shares: Shares[str] = Shares()
     for who in "abc":
         shares.join(who)
     assert shares.least() == "a"
@@ -19,7 +19,7 @@ def test_the_least_served_of_those_that_wait_is_next() -> None:
 
 
 def test_who_comes_late_starts_level_with_the_least_served() -> None:
-    shares = Shares()
+    shares: Shares[str] = Shares()
     shares.join("old")
     shares.serve("old", 100.0)
     shares.join("new")
@@ -27,7 +27,7 @@ def test_who_comes_late_starts_level_with_the_least_served() -> None:
 
 
 def test_leaving_for_a_moment_does_not_wash_service_away() -> None:
-    shares = Shares()
+    shares: Shares[str] = Shares()
     for who in ("greedy", "modest"):
         shares.join(who)
     shares.serve("greedy", 50.0)
@@ -38,7 +38,7 @@ def test_leaving_for_a_moment_does_not_wash_service_away() -> None:
 
 
 def test_who_waits_with_several_things_leaves_with_the_last() -> None:
-    shares = Shares()
+    shares: Shares[str] = Shares()
     shares.join("a")
     shares.join("a")
     shares.leave("a")
@@ -49,7 +49,7 @@ def test_who_waits_with_several_things_leaves_with_the_last() -> None:
 
 
 def test_what_is_remembered_of_those_that_left_is_bounded() -> None:
-    shares = Shares()
+    shares: Shares[object] = Shares()
     shares.join("stays")
     for who in range(3 * MAX_REMEMBERED):
         shares.join(who)
