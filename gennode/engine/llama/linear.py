@@ -10,9 +10,9 @@ from torch.nn import functional
 Linear = Callable[[torch.Tensor], torch.Tensor]
 """Rows of inputs, fp32 [rows, in], to rows of outputs, fp32 [rows, out], in memory of their own."""
 
-# Below 4 MiB the weights stay in the processor's cache, and starting threads costs more than
-# a better layout saves.
-PACKED_MIN_ELEMENTS = 1024 * 1024
+# Below 2 MiB the weights stay in the processor's cache, and what the library does around a
+# product costs more than a better layout saves.
+PACKED_MIN_ELEMENTS = 512 * 1024
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gennode.engine.checkpoint.weights import ModelFolder
-from gennode.engine.llama.model import normalise
+from gennode.engine.llama.model import epsilon_of, normalise
 from gennode.engine.llama.precision import arithmetic
 from gennode.engine.seam import ChatMessage, Logits, Precision, States
 from gennode.engine.text.chat import Chat
@@ -38,6 +38,7 @@ class LlamaOwner:
 
         # Rows are widened as they are looked up, so the table stays as small as in the file.
         self._embedding = take("model.embed_tokens.weight", None)
+        self._epsilon = epsilon_of(folder.llama, torch.device("cpu"))
         self._norm = take("model.norm.weight", torch.float32)
         tied = folder.llama.tie_word_embeddings
         how = arithmetic(precision, torch.device("cpu"))
@@ -95,4 +96,4 @@ class LlamaOwner:
         if state.dtype != np.float32 or state.size != self.dim:
             raise LocalError(f"logits need one float32 state of {self.dim}, not {state.shape}")
         row = torch.tensor(state).view(1, self.dim)
-        return self._head(normalise(row, self._norm, self._config.rms_norm_eps))[0].numpy()
+        return self._head(normalise(row, self._norm, self._epsilon))[0].numpy()
