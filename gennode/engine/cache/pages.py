@@ -116,6 +116,9 @@ class Pages:
         known = self._known(sequence)
         if not 0 <= position <= end or position > len(known.pages) * PAGE_POSITIONS:
             raise LocalError(f"positions {position} to {end} leave a gap in a sequence's pages")
+        if position == end:  # nothing is to be written: shared pages may stay
+            self.truncate(sequence, end)
+            return []
         total = pages_for(end)
         shared = [
             index

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gennode.engine.cache.memory import FloatMemory, LayerMemory, Usual, make_memory
 from gennode.engine.cache.pages import PAGE_POSITIONS, Copy, Pages
 from gennode.engine.seam import CacheUse
 from gennode.errors import LocalError, ResourceError
@@ -43,14 +44,6 @@ class KvPlace:
         return self.runs[0][0] if len(self.runs) == 1 else None
 
 
-@dataclass(frozen=True)
-class LayerMemory:
-    """One layer's keys and values, each [kv_heads, slots, width]; a page is 64 slots."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
 class KvPool:
     """Paged keys and values of some layers of one model, for any number of sequences.
 
@@ -66,8 +59,11 @@ class KvPool:
         pages: int,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        read_dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`dtype` torch.int8: codes with scales, which are read as `read_dtype`."""
         self._kv_heads, self._width, self._dtype = kv_heads, width, dtype
+        self._read_dtype = read_dtype if dtype == torch.int8 else dtype
         self._device = torch.device(device)
         self._pages = Pages(pages)
         self._spans: dict[Hashable, Span] = {}
@@ -75,12 +71,15 @@ class KvPool:
         self._layers: dict[int, LayerMemory] = {}
         self._runs: dict[Hashable, tuple[int, tuple[tuple[int, int], ...]]] = {}
         """Of each sequence's last place: the version of its pages, and where they lie."""
-        self._scratch: LayerMemory | None = None
+        self._scratch: FloatMemory | None = None
 
     @property
     def page_bytes(self) -> int:
         """What one page takes in one layer."""
-        return 2 * self._kv_heads * PAGE_POSITIONS * self._width * self._dtype.itemsize
+        row_bytes = self._width * self._dtype.itemsize
+        if self._dtype == torch.int8:
+            row_bytes += torch.float16.itemsize
+        return 2 * self._kv_heads * PAGE_POSITIONS * row_bytes
 
     def use(self) -> CacheUse:
         """What is held in all layers, by sequences and by what is kept; and all there is."""
@@ -89,10 +88,19 @@ class KvPool:
 
     # -- layers -------------------------------------------------------------------------------
 
-    def add_layer(self, index: int) -> None:
-        """Reserve a layer's memory, unless it is here; ResourceError if there is none."""
-        if index not in self._layers:
-            self._layers[index] = self._memory(self._pages.count * PAGE_POSITIONS)
+    def add_layer(self, index: int, usual: Usual | None = None) -> None:
+        """Reserve a layer's memory, unless it is here; ResourceError if there is none.
+
+        `usual` makes 8-bit codes several times as exact where some channels are large.
+        """
+        if index in self._layers:
+            return
+        slots = self._pages.count * PAGE_POSITIONS
+        size = (self._kv_heads, slots, self._width)
+        try:
+            self._layers[index] = make_memory(size, self._dtype, self._device, usual)
+        except (MemoryError, RuntimeError) as error:
+            raise _no_memory(slots) from error
 
     def drop_layer(self, index: int) -> None:
         """Free a layer's memory, and forget what is kept of it. Idempotent.
@@ -106,9 +114,15 @@ class KvPool:
                 self.forget(kept)
         self._layers.pop(index, None)
 
-    def layer(self, index: int) -> LayerMemory:
-        """The whole memory of one layer, for kernels that find their slots by themselves."""
-        return self._layers[index]
+    def layer(self, index: int) -> FloatMemory:
+        """The whole memory of one layer, for kernels that find their slots by themselves.
+
+        LocalError if it holds codes.
+        """
+        memory = self._layers[index]
+        if not isinstance(memory, FloatMemory):
+            raise LocalError("a cache in 8 bits can't be read in place")
+        return memory
 
     # -- sequences ----------------------------------------------------------------------------
 
@@ -153,17 +167,24 @@ class KvPool:
         return KvPlace(position, end, runs)
 
     def write(self, index: int, place: KvPlace, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store a step's rows in one layer: [rows, kv_heads, width] each, cast to its dtype."""
+        """Store a step's rows in one layer: [rows, kv_heads, width] each."""
         memory, keys, values = self._layers[index], keys.transpose(0, 1), values.transpose(0, 1)
         before = 0
         for slot, positions in place.runs:
             skipped = max(0, place.position - before)
             if skipped < positions:
-                row = before + skipped - place.position
-                slots = slice(slot + skipped, slot + positions)
-                memory.keys[:, slots] = keys[:, row : row + positions - skipped]
-                memory.values[:, slots] = values[:, row : row + positions - skipped]
+                first = before + skipped - place.position
+                rows = slice(first, first + positions - skipped)
+                memory.write(
+                    slice(slot + skipped, slot + positions), keys[:, rows], values[:, rows]
+                )
             before += positions
+
+    def scatter(
+        self, index: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Store rows of several sequences in one layer, [rows, kv_heads, width], row by slot."""
+        self._layers[index].write(slots, keys.transpose(0, 1), values.transpose(0, 1))
 
     def read(self, index: int, place: KvPlace) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of [0, end) in one layer, [kv_heads, end, width] each.
@@ -171,19 +192,17 @@ class KvPool:
         Not to be written to, and valid until the next `read`: it may be scratch memory.
         """
         memory = self._layers[index]
-        if len(place.runs) == 1:
-            slot, positions = place.runs[0]
-            return (
-                memory.keys.narrow(1, slot, positions),
-                memory.values.narrow(1, slot, positions),
-            )
+        seen = memory.view(*place.runs[0]) if len(place.runs) == 1 else None
+        if seen is not None:
+            return seen
         scratch, before = self._scratch_for(place.end), 0
         for slot, positions in place.runs:
-            there, here = slice(before, before + positions), slice(slot, slot + positions)
-            scratch.keys[:, there] = memory.keys[:, here]
-            scratch.values[:, there] = memory.values[:, here]
+            there = slice(before, before + positions)
+            memory.decode(
+                slice(slot, slot + positions), scratch.keys[:, there], scratch.values[:, there]
+            )
             before += positions
-        return scratch.keys[:, : place.end], scratch.values[:, : place.end]
+        return scratch.view(0, place.end)
 
     # -- sharing ------------------------------------------------------------------------------
 
@@ -210,32 +229,25 @@ class KvPool:
 
     # -- memory -------------------------------------------------------------------------------
 
-    def _memory(self, slots: int) -> LayerMemory:
-        size = (self._kv_heads, slots, self._width)
-        try:
-            keys, values = (
-                torch.empty(size, dtype=self._dtype, device=self._device) for _ in range(2)
-            )
-        except (MemoryError, RuntimeError) as error:
-            raise ResourceError(
-                f"no memory for a cache of {slots} positions",
-                hint="serve fewer layers, or allow less memory for the cache",
-            ) from error
-        return LayerMemory(keys, values)
-
-    def _scratch_for(self, positions: int) -> LayerMemory:
+    def _scratch_for(self, positions: int) -> FloatMemory:
         had = self._scratch.keys.shape[1] if self._scratch is not None else 0
         if self._scratch is None or had < positions:
-            self._scratch = self._memory(max(positions, 2 * had, SCRATCH_POSITIONS))
+            size = (self._kv_heads, max(positions, 2 * had, SCRATCH_POSITIONS), self._width)
+            try:
+                keys, values = (
+                    torch.empty(size, dtype=self._read_dtype, device=self._device) for _ in range(2)
+                )
+            except (MemoryError, RuntimeError) as error:
+                raise _no_memory(size[1]) from error
+            self._scratch = FloatMemory(keys, values)
         return self._scratch
 
     def _copy(self, copies: Sequence[Copy], span: Span) -> None:
         for index in range(span.start, span.end):
-            memory = self._layers[index]
-            for copy in copies:
-                source, target = copy.source * PAGE_POSITIONS, copy.target * PAGE_POSITIONS
-                for tensor in (memory.keys, memory.values):
-                    tensor[:, target : target + copy.rows] = tensor[:, source : source + copy.rows]
+            for part in self._layers[index].parts:
+                for copy in copies:
+                    source, target = copy.source * PAGE_POSITIONS, copy.target * PAGE_POSITIONS
+                    part[:, target : target + copy.rows] = part[:, source : source + copy.rows]
 
 
 def _runs(pages: Sequence[int], end: int) -> tuple[tuple[int, int], ...]:
@@ -249,3 +261,10 @@ def _runs(pages: Sequence[int], end: int) -> tuple[tuple[int, int], ...]:
         else:
             runs.append((slot, positions))
     return tuple(runs)
+
+
+def _no_memory(positions: int) -> ResourceError:
+    return ResourceError(
+        f"no memory for a cache of {positions} positions",
+        hint="serve fewer layers, or allow less memory for the cache",
+    )
