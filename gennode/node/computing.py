@@ -54,7 +54,7 @@ class Computing:
         self._on_crash = on_crash
         self._inbox: queue.SimpleQueue[_Take | _Forget | _Call | None] = queue.SimpleQueue()
         self._batches = Batches()
-        self._is_over = False
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -67,18 +67,25 @@ class Computing:
         self._inbox.put(_Forget(model))
 
     async def call(self, call: Callable[[], T]) -> T:
-        """Run something in the thread, between two batches; what it gives or raises."""
+        """Run something in the thread, between two batches; what it gives or raises.
+
+        Cancelled if the thread is closed before.
+        """
         future: Future[T] = Future()
+        if self._over.is_set():
+            future.cancel()
         self._inbox.put(_Call(call, future))
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """End the thread when its batch or call is over, and wait for it. Idempotent."""
-        if not self._is_over:
-            self._is_over = True
-            self._inbox.put(None)
-            self._thread.join()
-            self._cancel_calls()
+        self._over.set()
+        self._inbox.put(None)  # wakes it
+        self._thread.join()
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if isinstance(item, _Call):
+                item.future.cancel()
 
     def _run(self) -> None:
         try:
@@ -94,6 +101,9 @@ class Computing:
                 item = self._inbox.get(block=self._batches.is_idle)
             except queue.Empty:
                 return True
+            if self._over.is_set():
+                self._inbox.put(item)  # to be cancelled, if it is a call
+                return False
             match item:
                 case _Take():
                     self._tell(self._batches.add(item.worker, item.job))
@@ -101,8 +111,6 @@ class Computing:
                     self._tell(self._batches.forget(item.model))
                 case _Call():
                     _answer(item)
-                case None:
-                    return False
 
     def _tell(self, outcomes: list[Outcome]) -> None:
         if outcomes:
@@ -111,12 +119,6 @@ class Computing:
     def _spread(self, outcomes: list[Outcome]) -> None:
         for job, outcome in outcomes:  # each apart: what one of them raises stops no other
             self._loop.call_soon(self._on_done, job, outcome)
-
-    def _cancel_calls(self) -> None:
-        while not self._inbox.empty():
-            item = self._inbox.get()
-            if isinstance(item, _Call):
-                item.future.cancel()
 
 
 def _answer(item: _Call) -> None:
