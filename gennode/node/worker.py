@@ -158,10 +158,21 @@ class Worker:
             layer = min(missing)
             self.engine.load(Span(layer, layer + 1))
             return False
-        self.engine.open(job.key, job.span, job.max_positions)
+        self._begin(job)
         self.prefixes.open(job.key, job.owner, job.span)
         self.usage.sequences = {**self.usage.sequences, job.key: job.span}
         return True
+
+    def _begin(self, job: OpenJob) -> None:
+        """Who comes now is worth more than what may come back."""
+        while True:
+            try:
+                self.engine.open(job.key, job.span, job.max_positions)
+            except ResourceError:
+                if not self.prefixes.relieve():
+                    raise
+            else:
+                return
 
     def close(self, key: HopKey) -> None:
         """End a sequence. Idempotent."""

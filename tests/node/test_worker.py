@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import msgspec
 import pytest
@@ -142,3 +142,31 @@ def test_a_share_of_the_time_is_rested() -> None:
 def test_a_share_is_a_part_of_one(share: float) -> None:
     with pytest.raises(LocalError, match="share"):
         Worker(ToyShard(MANIFEST), LAYERS, 2, share=share)
+
+
+class CrampedShard(ToyShard):
+    """A toy with room for one cache: a sequence's, or one that is kept."""
+
+    def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
+        if self.cache_use().used_bytes or self._kept:
+            raise ResourceError("no page is left")
+        super().open(sequence, span, max_positions)
+
+
+def test_a_new_session_takes_the_place_of_what_is_kept_and_of_no_other_session() -> None:
+    engine = CrampedShard(MANIFEST)
+    engine.load(FOUR)
+    host, batches = Worker(engine, LAYERS, LAYERS), Batches()
+    other = HopKey(SessionId(b"o" * 16), 0)
+    assert begin(host, FOUR) == b""
+    payload = bytes(16 * codec("raw").row_bytes(TOY_DIM))
+    step = StepJob(MODEL, KEY, 0, 0, 0, 16, 1, False, "raw", payload)
+    assert isinstance(outcome(batches, host, step), bytes)
+    refused = begin(host, FOUR, other)
+    assert isinstance(refused, ResourceError)
+    assert "no page" in str(refused)
+    assert outcome(batches, host, step) != b""  # who is here goes on
+    host.close(KEY)
+    assert engine._kept
+    assert begin(host, FOUR, other) == b""
+    assert not engine._kept
