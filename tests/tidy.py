@@ -27,12 +27,12 @@ UNSAFE_CALLS = frozenset(
 )
 SEAMS = {  # the only place where each outside thing may be imported
     "hivemind": (),
-    "huggingface_hub": ("gennode/node/hub.py",),
+    "huggingface_hub": ("gennode/engine/any/", "gennode/node/hub.py"),
     "matplotlib": ("gennode/node/crowd/chart.py",),
     "libp2p": ("gennode/mesh/pylibp2p",),
     "pycrdt": ("gennode/consensus/ledger.py",),
     "torch": ("gennode/engine/",),
-    "transformers": (),
+    "transformers": ("gennode/engine/any/",),
     "trio": ("gennode/mesh/pylibp2p",),
     "web3": ("gennode/node/anchor.py",),
 }

@@ -7,10 +7,12 @@ from typing import Literal
 
 import torch
 
+from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import DEFAULT_CACHE_BYTES, LlamaShard
 from gennode.engine.seam import OwnerEngine, Precision, ShardEngine
+from gennode.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,20 @@ class EngineOptions:
 
 
 def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
-    """An engine without layers yet. Raises DeviceError, ModelError, ResourceError."""
+    """An engine without layers yet. Raises DeviceError, ModelError, ResourceError.
+
+    UsageError if the only engine for this model lacks the precision that is asked for.
+    """
+    if isinstance(folder.config, AnyConfig):
+        # Late: transformers takes seconds to import, and few models need it.
+        from gennode.engine.any.shard import AnyShard
+
+        if options.precision not in ("auto", "fp32"):
+            raise UsageError(
+                f"{folder.config.architecture} can't be computed in {options.precision} here",
+                hint="leave the precision out: this model's layers run in fp32",
+            )
+        return AnyShard(folder, device=options.device, max_cache_bytes=options.max_cache_bytes)
     return LlamaShard(
         folder,
         device=options.device,
@@ -39,4 +54,8 @@ def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
 
 def owner_engine(folder: ModelFolder) -> OwnerEngine:
     """The owner's part of a model. Raises ModelError."""
+    if isinstance(folder.config, AnyConfig):
+        from gennode.engine.any.owner import AnyOwner
+
+        return AnyOwner(folder)
     return LlamaOwner(folder)

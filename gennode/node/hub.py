@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gennode.engine.checkpoint.weights import find_model
-from gennode.errors import ModelError, NetworkError, UsageError
+from gennode.errors import ModelError, NetworkError
 from gennode.node.progress import ShowProgress
 
 PREFIX = "hub:"
@@ -19,17 +19,14 @@ def find_or_download(model: str, progress: ShowProgress) -> Path:
     """The folder of a bundled model, of a path, or of a model on the hub, downloaded if need be.
 
     What the hub's cache has is not downloaded again. ModelError if there is no such model,
-    NetworkError if the hub can't be reached, UsageError without the `hub` extra.
+    NetworkError if the hub can't be reached.
     """
     if not model.startswith(PREFIX):
         return find_model(model)
     name = model.removeprefix(PREFIX)
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError as error:
-        raise UsageError(
-            "the hub's library is not installed", hint="pip install 'gennode[hub]'"
-        ) from error
+    # Late: it takes a while to import, and most models are folders.
+    from huggingface_hub import errors, snapshot_download
+
     try:
         with progress(f"downloading {name}", unit="steps"):
             return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))

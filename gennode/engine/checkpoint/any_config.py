@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,6 +36,7 @@ _DROPPED = frozenset(
     | {"output_router_logits", "base_model_tp_plan", "base_model_pp_plan", "adapters"}
 )
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_LAYER_LISTS = ("layers_block_type", "hybrid_override_pattern", "layer_types")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "attention_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
@@ -45,6 +46,14 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_top_k")
 _EXPERT_DIM = ("moe_intermediate_size", "expert_ffn_hidden_size", "intermediate_size", "ffn_dim")
 _SHARED_DIM = ("shared_expert_intermediate_size", "shared_intermediate_size")
+_SHARED_BY_LAYERS: dict[str, Callable[[Any], bool]] = {
+    "num_kv_shared_layers": lambda layers: layers == 0,
+    "kv_sharing_modes": lambda modes: isinstance(modes, list) and not any(modes),
+    "hidden_size_per_layer_input": lambda width: width == 0,
+    "indexer_types": lambda types: isinstance(types, list) and "shared" not in types,
+}
+"""Settings by which a span of layers can't be computed apart, and whether they do so."""
+
 _HINT = "docs/models.md lists what can be used; take such a model in Hugging Face format"
 
 EndTokens = int | list[int] | None
@@ -156,6 +165,9 @@ def parse_any(data: bytes, file: str) -> AnyConfig:
     for key in ("quantization_config", "text_config"):
         if found.get(key):
             raise ModelError(f"{file} has a {key}, which is not supported", hint=_HINT)
+    for key, is_harmless in _SHARED_BY_LAYERS.items():
+        if found.get(key) and not is_harmless(found[key]):
+            raise ModelError(f"{file}: by {key}, layers need what only others have", hint=_HINT)
     settings = {key: value for key, value in found.items() if key not in _DROPPED}
     config = AnyConfig(str(model_type), architecture, settings)
     _check_sizes(config, file)
@@ -216,6 +228,7 @@ def _check_sizes(config: AnyConfig, file: str) -> None:
 
 def _shape(architecture: str, found: Mapping[str, Any]) -> ModelShape:
     """The manifest's sizes; ValueError names what is missing."""
+    listed = next((found[key] for key in _LAYER_LISTS if found.get(key)), None)
     dim = _number(found, _WIDTHS)
     heads = _number(found, _HEADS, 1)
     width = _number(found, ("qk_nope_head_dim",), 0) + _number(found, ("qk_rope_head_dim",), 0)
@@ -226,7 +239,7 @@ def _shape(architecture: str, found: Mapping[str, Any]) -> ModelShape:
         shared_dim = _number(found, ("n_shared_experts", "num_shared_experts"), 0) * expert_dim
     return ModelShape(
         architecture=architecture,
-        layers=_number(found, _LAYERS),
+        layers=_number(found, _LAYERS, len(listed) if isinstance(listed, list | str) else None),
         dim=dim,
         heads=heads,
         kv_heads=1 if found.get("multi_query") is True else _number(found, _KV_HEADS, heads),

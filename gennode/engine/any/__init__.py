@@ -1,0 +1,1 @@
+"""Any decoder's layers, computed by the transformers library's own classes."""
