@@ -20,13 +20,15 @@ class EngineOptions:
     """How layers are to be computed.
 
     `precision` auto: whatever is fastest here. `max_cache_bytes`: for the keys and values of all
-    sequences, in `max_layers` layers together (all of the model's, if it is 0).
+    sequences, in `max_layers` layers together (all of the model's, if it is 0). `isolated`: in a
+    process of its own, which reads nothing but the model and may die without harm.
     """
 
     device: str = "cpu"
     precision: Precision | Literal["auto"] = "auto"
     max_cache_bytes: int = DEFAULT_CACHE_BYTES
     max_layers: int = 0
+    isolated: bool = False
 
 
 def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
@@ -34,6 +36,10 @@ def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
 
     UsageError if the only engine for this model lacks the precision that is asked for.
     """
+    if options.isolated:
+        from gennode.engine.child.shard import ChildShard  # whose process asks here again
+
+        return ChildShard(folder, options)
     if isinstance(folder.config, AnyConfig):
         # Late: transformers takes seconds to import, and few models need it.
         from gennode.engine.any.shard import AnyShard

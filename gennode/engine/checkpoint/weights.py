@@ -171,13 +171,18 @@ def find_model(name_or_path: str) -> Path:
 
 
 def open_model(
-    path: Path, *, progress: Progress | None = None, cache: Path | None = None
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    known: Manifest | None = None,
 ) -> ModelFolder:
     """Check a folder in Hugging Face format and hash it.
 
     `progress` is told of the bytes hashed; `cache` is a folder that remembers hashes. Where
     the folder has a manifest.json, every file must be as it says. A folder that is filled from
-    peers is taken with the tensors that it has. Raises ModelError.
+    peers is taken with the tensors that it has. `known`: what the folder was found to be before;
+    its hashes are taken for those of files of the same sizes. Raises ModelError.
     """
     if not path.is_dir():
         raise ModelError(f"there is no model folder {path}", hint="check the path")
@@ -185,7 +190,7 @@ def open_model(
     try:
         if is_partial(folder):
             return _open_partial(folder)
-        return _open_model(folder, progress, cache)
+        return _open_model(folder, progress, cache, known)
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror}",
@@ -203,7 +208,9 @@ def read_shape(path: Path) -> ModelShape:
     return parse_config(data, CONFIG).shape
 
 
-def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> ModelFolder:
+def _open_model(
+    folder: Path, progress: Progress | None, cache: Path | None, known: Manifest | None
+) -> ModelFolder:
     config = parse_config(_read_small(folder, CONFIG, MAX_CONFIG_BYTES), CONFIG)
     placed = _place_tensors(folder)
     _inside(folder, TOKENIZER, MAX_TOKENIZER_BYTES)
@@ -218,7 +225,10 @@ def _open_model(folder: Path, progress: Progress | None, cache: Path | None) -> 
         names.update(file.name for file in stated.files)
     for name in names:
         _inside(folder, name)
-    manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
+    if known and _is_as_known(folder, names, known):
+        manifest = known
+    else:
+        manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
     if stated:
         _compare(stated, manifest)
     names_here = frozenset(placed)
@@ -380,6 +390,12 @@ def _compare(stated: Manifest, found: Manifest) -> None:
             chunk = wrong[0] if wrong else len(actual[name].chunks)
             raise ModelError(f"{name}: chunk {chunk} (4 MiB each) is not what it should be",
                              hint="download that file again")  # fmt: skip
+
+
+def _is_as_known(folder: Path, names: Iterable[str], known: Manifest) -> bool:
+    """Whether a folder has the same files as before, as far as their sizes tell."""
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    return sizes == {file.name: file.size_bytes for file in known.files}
 
 
 def _by_name(files: Iterable[ManifestFile]) -> dict[str, ManifestFile]:

@@ -1,0 +1,73 @@
+"""A compute process that lies: its folder's name says how, its device what it began."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from gennode.engine.child import protocol as say
+from gennode.engine.child.channel import Channel
+from gennode.engine.child.jail import Jail
+from gennode.engine.seam import Profile
+from gennode.wire.ids import ModelId, Span
+
+HUGE = say.LENGTHS.pack(10, 1 << 60)
+GARBAGE = say.LENGTHS.pack(4, 0) + b"\xff" * 4
+
+NUMBER, STARTED = say.Number(3), say.Started(Jail(0, False, "none"))
+PAGES = say.Exported("x", Span(0, 1), 3, (5, -5, 2))
+PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0))
+
+
+def main() -> None:
+    """Begin as one should, and lie when asked for a step, an export or a profile."""
+    lie, (model, dim) = Path(sys.argv[1]).name, sys.argv[2].split(":")
+    end = socket.socket(fileno=os.dup(0))
+    channel: Channel[say.Request] = Channel(end, msgspec.msgpack.Decoder(say.Request))
+    if lie == "dies":
+        sys.exit("no \x1b[31mlibrary\n")
+    if lie == "chatters":
+        os.write(2, b"x" * 10_000_000)
+    channel.send(STARTED)
+    while True:
+        request, body = channel.receive(1 << 30)
+        match request:
+            case say.Begin():
+                channel.send(say.Began(model, int(dim)))
+            case say.Spans():
+                channel.send(say.Loaded((Span(0, 1 << 15 if lie == "spans" else 1),)))
+            case say.Compute() | say.Export() | say.TakeProfile():
+                tell(lie, channel, end, body)
+            case _:
+                channel.send(say.Done())
+
+
+def tell(lie: str, channel: Channel[say.Request], end: socket.socket, body: bytearray) -> None:
+    """The lie itself."""
+    match lie:
+        case "huge" | "garbage":
+            end.sendall(HUGE if lie == "huge" else GARBAGE)
+        case "other" | "again":
+            channel.send(NUMBER if lie == "other" else STARTED)
+        case "short" | "chatters":
+            channel.send(say.Done(), [body[: len(body) // 2]])
+        case "long":
+            channel.send(say.Done(), [body, body])
+        case "pages":
+            channel.send(PAGES, [b"ab"])
+        case "profile":
+            channel.send(PROFILE)
+        case "tells":
+            about = " ".join(sorted(os.environ)) + "|" + " ".join(os.listdir("/proc/self/fd"))
+            channel.send(say.Failed("ModelError", about, "\x07"))
+        case "hangs":
+            time.sleep(1000)
+
+
+if __name__ == "__main__":
+    main()
