@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.owner import LlamaOwner
@@ -53,8 +51,9 @@ def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
     return LlamaShard(
         folder,
         device=options.device,
-        dtype=torch.float32,
+        precision=options.precision,
         max_cache_bytes=options.max_cache_bytes,
+        max_layers=options.max_layers,
     )
 
 
