@@ -20,6 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,6 @@ from gennode.wire import entropy
 from gennode.wire.activations.contract import (
     MAGNITUDE,
     Buffer,
-    Bytes,
     Rows,
     check_finite,
     check_rows,
@@ -45,7 +45,7 @@ _LEAST_PLANE_BYTES = 10
 # Of the exponents of normal numbers; their entropy is 0.318.
 _TYPICAL_SHARE = 0.34
 
-Numbers = npt.NDArray[np.unsignedinteger]
+Numbers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,12 @@ class Planes:
         view = memoryview(payload)
         found = list(self._rows(view, dim))
         check_rows(len(found), rows)
-        planes = np.empty((len(found), dim, self.width), np.uint8)
         expander = entropy.decompressor()
-        for target, (start, lengths) in zip(planes, found, strict=True):
+        numbers = np.empty((len(found), dim), np.uint32 if self.width == 4 else np.uint16)
+        for target, (start, lengths) in zip(numbers, found, strict=True):
             self._decode(view[start + 2 * self.width :], lengths, target, expander)
         if self.width == 2:
-            halves = planes.view("<u2")[:, :, 0].astype(np.uint16)
-            return from_bf16(((halves >> 1) | (halves << 15)).astype(np.uint16))
-        turned = planes.view("<u4")[:, :, 0].astype(np.uint32)
-        numbers = (turned >> 1) | (turned << 31)
+            return from_bf16(numbers)
         try:
             check_finite(numbers.view(np.int32) & MAGNITUDE)
         except LocalError as error:
@@ -126,16 +123,19 @@ class Planes:
         self,
         body: memoryview,
         lengths: tuple[int, ...],
-        target: Bytes,
+        target: Numbers,
         expander: zstandard.ZstdDecompressor,
     ) -> None:
         dim, start = len(target), 0
+        places = np.empty((dim, self.width), np.uint8)
         for place, length in enumerate(lengths):
             plane = bytes(body[start : start + (length or dim)])
             start += len(plane)
             if length:
                 plane = entropy.expand(plane, dim, expander)
-            target[:, place] = np.frombuffer(plane, np.uint8)
+            places[:, place] = np.frombuffer(plane, np.uint8)
+        turned = places.view(f"<u{self.width}")[:, 0]
+        np.bitwise_or(turned >> 1, turned << (8 * self.width - 1), out=target)
 
     def _rows(self, view: memoryview, dim: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Where each row starts, and its planes' lengths; RemoteError if one is cut short."""
