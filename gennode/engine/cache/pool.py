@@ -12,6 +12,7 @@ memory, and one in pieces is gathered into scratch memory. Both give the same nu
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -124,6 +125,16 @@ class KvPool:
             raise LocalError("a cache in 8 bits can't be read in place")
         return memory
 
+    @property
+    def layout(self) -> str:
+        """What pools have to agree on to read each other's pages."""
+        dtype = str(self._dtype).removeprefix("torch.")
+        return f"{self._kv_heads}x{self._width} {dtype} {PAGE_POSITIONS} {sys.byteorder}"
+
+    def parts(self, index: int) -> tuple[torch.Tensor, ...]:
+        """All that a layer holds, each [kv_heads, slots, …]: as it is, or codes and scales."""
+        return self._layers[index].parts
+
     # -- sequences ----------------------------------------------------------------------------
 
     def open(self, sequence: Hashable, span: Span, max_positions: int) -> None:
@@ -143,6 +154,12 @@ class KvPool:
         self._pages.close(sequence)
         self._spans.pop(sequence, None)
         self._runs.pop(sequence, None)
+
+    def span(self, sequence: Hashable) -> Span:
+        """The layers that a sequence runs over; LocalError if it is not open."""
+        if sequence not in self._spans:
+            raise LocalError(f"sequence {sequence!r} is not open")
+        return self._spans[sequence]
 
     def truncate(self, sequence: Hashable, length: int) -> None:
         """Let go of the pages from position `length` on."""
