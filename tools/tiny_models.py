@@ -100,20 +100,20 @@ NOT_TRIED: dict[str, str] = {
 }  # fmt: skip
 
 
-def tiny_config(model_type: str) -> Any:
-    """The library's config of a tiny model of this type."""
+def tiny_config(model_type: str, **settings: Any) -> Any:
+    """The library's config of a tiny model of this type, with `settings` instead of some."""
     config_class = CONFIG_MAPPING[model_type]
     known = config_class().to_dict()
     sizes = {key: value for key, value in SIZES.items() if key in known}
     if "qk_rope_head_dim" in known:  # latent attention: as many keys as queries, made anew
         sizes |= {"num_key_value_heads": 4, "head_dim": 4}
-    return config_class(**sizes | SPECIAL.get(model_type, {}))
+    return config_class(**sizes | SPECIAL.get(model_type, {}) | settings)
 
 
-def make_tiny(model_type: str, folder: Path, seed: int = 0) -> Any:
+def make_tiny(model_type: str, folder: Path, seed: int = 0, **settings: Any) -> Any:
     """Save a tiny random model with a tokenizer under `folder`; the library's model of it."""
     torch.manual_seed(seed)
-    config = tiny_config(model_type)
+    config = tiny_config(model_type, **settings)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model = model_class(config)
     with torch.no_grad():
