@@ -77,7 +77,7 @@ class Rows:
         if len(self.parts) == 1:
             pool.write(index, self.parts[0].place, keys, values)
         else:
-            store(pool, index, self.slots, keys, values)
+            pool.scatter(index, self.slots, keys, values)
 
     def attend(
         self, pool: KvPool, index: int, queries: torch.Tensor, window: int | None
@@ -108,15 +108,6 @@ class Rows:
             found = make_view(place.position, place.end, window, self.cosine.device)
             self._views[number, window] = found
         return found
-
-
-def store(
-    pool: KvPool, index: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-) -> None:
-    """Put rows' keys and values, [rows, kv_heads, width], into slots [rows] of one layer."""
-    memory = pool.layer(index)
-    for kept, new in ((memory.keys, keys), (memory.values, values)):
-        kept.index_copy_(1, slots, new.transpose(0, 1).to(kept.dtype))
 
 
 def slots_of(place: KvPlace) -> list[int]:

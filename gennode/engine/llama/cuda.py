@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from gennode.engine.cache.pool import KvPlace, KvPool
-from gennode.engine.llama.attention import StepRows, store
+from gennode.engine.llama.attention import StepRows
 from gennode.engine.llama.rotary import rotations
 from gennode.engine.seam import States
 from gennode.wire.ids import Span
@@ -52,7 +52,7 @@ class FixedRows:
 
     def store(self, pool: KvPool, index: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put all rows' keys and values, [rows, kv_heads, width], into one layer's cache."""
-        store(pool, index, self.slots, keys, values)
+        pool.scatter(index, self.slots, keys, values)
 
     def attend(
         self, pool: KvPool, index: int, queries: torch.Tensor, window: int | None

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from gennode.engine.cache.memory import Usual
 from gennode.engine.cache.pool import KvPool
 from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.llama.attention import StepRows
 from gennode.engine.llama.linear import Linear
 from gennode.engine.llama.precision import Arithmetic, MakeLinear
+
+_LEAST_USUAL = 1e-6  # of what is divided by
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,11 @@ class Layer:
 
     `head_norm`: [heads + kv_heads, width], what each head of queries and keys is multiplied
     with once it is normalised; None in models that don't. `window`: how many positions a row
-    sees, its own among them; None if all.
+    sees, its own among them; None if all. `usual`: for a cache in 8 bits.
     """
 
     index: int
+    usual: Usual | None
     epsilon: torch.Tensor
     input_norm: torch.Tensor
     query_key_value: Linear
@@ -38,7 +42,12 @@ class Layer:
 
 
 def load_layer(
-    folder: ModelFolder, index: int, device: torch.device, arithmetic: Arithmetic
+    folder: ModelFolder,
+    index: int,
+    device: torch.device,
+    arithmetic: Arithmetic,
+    *,
+    with_usual: bool = False,
 ) -> Layer:
     """Read one layer, one matrix at a time; that one is held twice. Raises ModelError."""
     config = folder.llama
@@ -64,10 +73,22 @@ def load_layer(
         heads, kv_heads = config.num_attention_heads, config.kv_heads
         queries = norm("self_attn.q_norm").expand(heads, -1)
         head_norm = torch.cat((queries, norm("self_attn.k_norm").expand(kv_heads, -1)))
+    input_norm = norm("input_layernorm")
+    usual = None
+    if with_usual:
+        lengths = []
+        for name in ("self_attn.k_proj", "self_attn.v_proj"):
+            weight = take([f"{name}.weight"], torch.float32) * input_norm
+            if prefix + f"{name}.bias" in shapes:
+                bias = take([f"{name}.bias"], torch.float32)[:, None]
+                weight = torch.cat((weight, bias), dim=1)
+            lengths.append(torch.linalg.vector_norm(weight, dim=-1))
+        usual = usual_of(lengths[0], lengths[1], config, head_norm)
     return Layer(
         index=index,
+        usual=usual,
         epsilon=epsilon_of(config, device),
-        input_norm=norm("input_layernorm"),
+        input_norm=input_norm,
         query_key_value=linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         head_norm=head_norm,
         window=config.window(index),
@@ -75,6 +96,29 @@ def load_layer(
         attention_norm=norm("post_attention_layernorm"),
         gate_up=linear("mlp.gate_proj", "mlp.up_proj"),
         down=linear("mlp.down_proj", make=arithmetic.long_tailed),
+    )
+
+
+def usual_of(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    config: LlamaConfig,
+    head_norm: torch.Tensor | None,
+) -> Usual:
+    """How large a layer's keys and values usually are.
+
+    `keys`, `values`: the lengths of the rows that make them of normalised states, [kv_heads ×
+    width]. What is turned together is as large together. Only proportions matter: see `Usual`.
+    """
+    kv_heads, width = config.kv_heads, config.head_width
+    lengths = keys.view(kv_heads, width)
+    if head_norm is not None:
+        lengths = head_norm[-kv_heads:].abs()
+    pairs = lengths.view(kv_heads, 2, width // 2)
+    together = torch.linalg.vector_norm(pairs, dim=1, keepdim=True).expand_as(pairs)
+    return Usual(
+        keys=together.reshape(kv_heads, width).clamp_min(_LEAST_USUAL),
+        values=values.view(kv_heads, width).clamp_min(_LEAST_USUAL),
     )
 
 

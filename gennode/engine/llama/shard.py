@@ -80,12 +80,14 @@ class LlamaShard:
         precision: Precision | Literal["auto"] = "fp32",
         max_cache_bytes: int = DEFAULT_CACHE_BYTES,
         max_layers: int = 0,
+        short_cache: bool = False,
     ) -> None:
         """`max_cache_bytes` bounds the keys and values of all sequences together, in `max_layers`
         layers (all of the model's, if it is 0): more than these can't be loaded at once.
 
-        `precision` auto: the one that is fastest here, which takes a second to find out.
-        Raises DeviceError if `device` is not here, or can't compute in `precision`.
+        `short_cache`: hold keys and values in 8 bits, in a quarter of the memory, and decode
+        them in each step. `precision` auto: the one that is fastest here, which takes a second
+        to find out. Raises DeviceError if `device` is not here, or can't compute in `precision`.
         """
         self._folder = folder
         self._config = folder.llama
@@ -99,19 +101,28 @@ class LlamaShard:
         self._load_time_s: list[float] = []
         self._profile: Profile | None = None
         self._graphs: Graphs | None = None
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and not short_cache:
             self._graphs = Graphs(self._run_layers, self.dim, self._frequencies)
         self._threads = torch.get_num_threads()
         self._max_layers = max_layers or self._config.num_hidden_layers
-        cache_dtype = torch.float32 if self._device.type == "cpu" else self._arithmetic.weight_dtype
-        position_bytes = self._config.shape.position_elements * cache_dtype.itemsize
-        pages = max_cache_bytes // (self._max_layers * position_bytes * PAGE_POSITIONS)
-        self._pool = KvPool(
+        self._short_cache = short_cache
+        self._pool = self._make_pool(max_cache_bytes)
+
+    def _make_pool(self, max_bytes: int) -> KvPool:
+        numbers = torch.float32 if self._device.type == "cpu" else self._arithmetic.weight_dtype
+        held = torch.int8 if self._short_cache else numbers
+        row_bytes = self._config.head_width * held.itemsize
+        if self._short_cache:
+            row_bytes += torch.float16.itemsize  # its scale
+        position_bytes = 2 * self._config.kv_heads * row_bytes * self._max_layers
+        pages = max_bytes // (position_bytes * PAGE_POSITIONS)
+        return KvPool(
             self._config.kv_heads,
             self._config.head_width,
             pages=max(1, min(pages, MAX_CACHE_PAGES)),
-            dtype=cache_dtype,
+            dtype=held,
             device=self._device,
+            read_dtype=numbers,
         )
 
     def reread(self, path: Path) -> None:
@@ -139,7 +150,8 @@ class LlamaShard:
     @property
     def compute_class(self) -> str:
         """Weights, arithmetic and device: engines of one class agree to rounding."""
-        return f"{self._arithmetic.name}-{self._device.type}"
+        cache = "-kv8" if self._short_cache else ""
+        return f"{self._arithmetic.name}{cache}-{self._device.type}"
 
     @property
     def layer_bytes(self) -> int:
@@ -161,8 +173,14 @@ class LlamaShard:
             if index not in self._layers:
                 start_s = time.perf_counter()
                 try:
-                    layer = load_layer(self._folder, index, self._device, self._arithmetic)
-                    self._pool.add_layer(index)
+                    layer = load_layer(
+                        self._folder,
+                        index,
+                        self._device,
+                        self._arithmetic,
+                        with_usual=self._short_cache,
+                    )
+                    self._pool.add_layer(index, layer.usual)
                 except (MemoryError, RuntimeError) as error:
                     raise _out_of_memory(f"layer {index}", error) from error
                 self._layers[index] = layer

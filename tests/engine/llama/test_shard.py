@@ -214,6 +214,21 @@ def test_int8_stays_near_fp32(llamas: Llamas) -> None:
     assert 0 < np.median(error) < 0.1
 
 
+def test_a_cache_in_8_bits_stays_near_and_no_neighbour_changes_it(llamas: Llamas) -> None:
+    folder = open_model(llamas["grouped"][0])
+    exact, short = LlamaShard(folder), LlamaShard(folder, precision="int8", short_cache=True)
+    coarse = LlamaShard(folder, short_cache=True)
+    for shard in (exact, short, coarse):
+        shard.load(ALL)
+    assert coarse.compute_class == "fp32-kv8-cpu"
+    pairs = zip(exact.step(mixed_batch(exact)), coarse.step(mixed_batch(coarse)), strict=True)
+    errors = [np.linalg.norm(near - one) / np.linalg.norm(one) for one, near in pairs]
+    assert 0 < max(errors) < 0.1
+    alone = [short.step([item])[0] for item in mixed_batch(short)]
+    for one, found in zip(alone, short.step(mixed_batch(short)), strict=True):
+        np.testing.assert_array_equal(found, one)
+
+
 def test_a_batch_without_room_for_all_computes_nothing(llamas: Llamas) -> None:
     page_bytes = 64 * 4 * 2 * 4 * 8 * 4
     shard = LlamaShard(open_model(llamas["plain"][0]), max_cache_bytes=2 * page_bytes)
