@@ -46,8 +46,8 @@ class FloatMemory:
 
     def write(self, slots: slice | torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store rows, cast to this memory's dtype."""
-        self.keys[:, slots] = keys.to(self.keys.dtype)
-        self.values[:, slots] = values.to(self.values.dtype)
+        _put(self.keys, slots, keys.to(self.keys.dtype))
+        _put(self.values, slots, values.to(self.values.dtype))
 
     def view(self, slot: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The memory itself."""
@@ -78,8 +78,8 @@ class Codes:
         rows = rows.float() if self.usual is None else rows / self.usual
         scales = rows.abs().amax(-1).div_(_CODES).clamp_(_LEAST_SCALE, _MOST_SCALE).half()
         rows = rows / scales.float()[..., None]
-        self.codes[:, slots] = rows.round_().clamp_(-_CODES, _CODES).to(torch.int8)
-        self.scales[:, slots] = scales
+        _put(self.codes, slots, rows.round_().clamp_(-_CODES, _CODES).to(torch.int8))
+        _put(self.scales, slots, scales)
 
     def decode(self, slots: slice, rows: torch.Tensor) -> None:
         """Codes to numbers, in place: converting first is quicker than a product of dtypes."""
@@ -149,3 +149,10 @@ def make_memory(
     if usual is None:
         return CodeMemory(codes(None), codes(None))
     return CodeMemory(codes(usual.keys), codes(usual.values))
+
+
+def _put(part: torch.Tensor, slots: slice | torch.Tensor, rows: torch.Tensor) -> None:
+    if isinstance(slots, slice):
+        part[:, slots] = rows
+    else:
+        part.index_copy_(1, slots, rows)  # quicker than to assign by an index
