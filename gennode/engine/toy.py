@@ -2,7 +2,7 @@
 
 Each row depends on its layer and on every earlier position, so that a skipped layer, a stale
 cache or a step done twice changes the tokens that follow. States are whole numbers below 64
-beside one that is always 127: every codec carries them without loss.
+beside one that is always 127: codecs of whole numbers carry them without loss.
 """
 
 from __future__ import annotations
