@@ -65,6 +65,7 @@ class _Hosted:
     heard_s: float
     opened_s: float
     ready: bool = False
+    lost: bool = False  # a step failed, so that the engine may know nothing of it any more
     positions: int = 0  # received so far, computed or queued
     received: int = -1  # highest step of this attempt
     passed: int = -1  # highest step of this attempt that was passed on
@@ -152,6 +153,8 @@ class HopMachine:
         if isinstance(job, OpenJob):
             return self._opened(job, hosted, outcome)
         if isinstance(outcome, GennodeError):
+            # What failed here is begun anew if its owner comes back: the engine may have lost it.
+            hosted.lost = hosted.lost or not isinstance(outcome, RemoteError)
             blamed = hosted.opened.index - isinstance(outcome, RemoteError)
             return [self._failed(hosted, blamed, job.number, str(outcome))]
         return self._pass_on(job, hosted, outcome)
@@ -197,7 +200,7 @@ class HopMachine:
             hosted.heard_s = now_s
             if message.attempt <= hosted.opened.attempt:
                 return []  # late or repeated; an accept is on its way, or was
-            if hosted.span == hop.span and hosted.ready:
+            if hosted.span == hop.span and hosted.ready and not hosted.lost:
                 return self._reopen(hosted, message)
         reason = self._objection(sender, message, hop.span)
         if reason:
