@@ -15,6 +15,7 @@ import torch
 
 from gennode.engine.cache.pages import PAGE_POSITIONS
 from gennode.engine.cache.pool import KvPlace, KvPool
+from gennode.engine.cache.transfer import export_pages, restore_pages
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
     check_open,
@@ -239,13 +240,18 @@ class LlamaShard:
         """Hold it no longer. Idempotent; sequences that adopted it are not touched."""
         self._pool.forget(kept)
 
+    @torch.inference_mode()
     def export(self, sequence: Hashable) -> CachePages:
-        """Not yet."""
-        raise LocalError("caches can't be exported")
+        """A sequence's whole cache."""
+        return export_pages(self._pool, sequence, self._known(sequence).length)
 
+    @torch.inference_mode()
     def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """Not yet."""
-        raise LocalError("caches can't be restored")
+        """Give an empty sequence what another engine exported; RemoteError unless it fits."""
+        known = self._known(sequence)
+        if known.length:
+            raise LocalError("a sequence that has positions can't be restored")
+        known.length = restore_pages(self._pool, sequence, pages, known.max_positions)
 
     @torch.inference_mode()
     def step(self, batch: Sequence[StepInput]) -> list[States]:

@@ -17,7 +17,7 @@ from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.seam import Logits, Precision, ShardEngine, StepInput
-from gennode.errors import DeviceError, LocalError, ResourceError
+from gennode.errors import DeviceError, LocalError, RemoteError, ResourceError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
 
@@ -242,6 +242,50 @@ def test_a_batch_without_room_for_all_computes_nothing(llamas: Llamas) -> None:
     assert (shard.length("a"), shard.length("b")) == (5, 0)
     one, two = shard.step([StepInput("a", 5, states[5:6]), StepInput("b", 0, states[:64])])
     assert (len(one), len(two)) == (1, 64)
+
+
+@pytest.mark.parametrize("short_cache", [False, True])
+def test_what_is_kept_or_moved_goes_on_with_the_same_bits(
+    llamas: Llamas, short_cache: bool
+) -> None:
+    folder = open_model(llamas["grouped"][0])
+    shard, other = (LlamaShard(folder, short_cache=short_cache) for _ in range(2))
+    for one in (shard, other):
+        one.load(ALL)
+    states = random_states(100)
+    shard.open("first", ALL, 128)
+    shard.step([StepInput("first", 0, states[:70])])
+    shard.step([StepInput("first", 70, states[70:90])])
+    kept = shard.keep("first", 70)
+    assert kept is not None
+    pages = shard.export("first")
+    [expected] = shard.step([StepInput("first", 90, states[90:])])
+    shard.close("first")
+    other.open("moved", ALL, 128)
+    other.restore("moved", pages)
+    assert other.length("moved") == 90
+    np.testing.assert_array_equal(other.step([StepInput("moved", 90, states[90:])])[0], expected)
+    for follower in ("second", "third"):  # both read the same pages, and write beside them
+        shard.open(follower, ALL, 128)
+        shard.adopt(follower, kept)
+        assert shard.length(follower) == 70
+    shard.forget(kept)
+    shard.forget(kept)
+    shard.step([StepInput("third", 70, random_states(20, seed=9))])
+    shard.open("alone", ALL, 128)
+    shard.step([StepInput("alone", 0, states[:70])])
+    for start, end in ((70, 90), (90, 100)):
+        shared, alone = (
+            shard.step([StepInput(name, start, states[start:end])])[0]
+            for name in ("second", "alone")
+        )
+        np.testing.assert_array_equal(shared, alone)
+    with pytest.raises(LocalError):
+        other.restore("moved", pages)
+    other.open("short", ALL, 80)
+    with pytest.raises(RemoteError):
+        other.restore("short", pages)
+    assert other.length("short") == 0
 
 
 def test_misuse_is_our_own_bug(llamas: Llamas) -> None:
