@@ -2,8 +2,8 @@
 
 A roofline gives the form, seconds = Σ weight × feature with no weight below zero, and the ratio
 of what was measured to that is smoothed between neighbours: caches and kernels jump where no
-formula says so. (Choosing by a model of recorded runs is the idea of Du et al. 2024, arXiv:2410.21340;
-theirs knows machines and models by embeddings, ours is for one machine.)
+formula says so. (To choose by a model of recorded runs is the idea of Du et al. 2024,
+arXiv:2410.21340. Theirs knows machines and models by embeddings, ours one machine by sizes.)
 """
 
 from __future__ import annotations
