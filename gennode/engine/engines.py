@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from gennode.engine.checkpoint.any_config import AnyConfig
-from gennode.engine.checkpoint.weights import ModelFolder
+from gennode.engine.checkpoint.hashing import Progress
+from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import DEFAULT_CACHE_BYTES, LlamaShard
 from gennode.engine.seam import OwnerEngine, Precision, ShardEngine
 from gennode.errors import UsageError
+from gennode.wire.manifest import Manifest
+
+Folder = ModelFolder | GgufFolder
+"""A model on disk, in either of the formats that are computed here."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,43 @@ class EngineOptions:
     isolated: bool = False
 
 
-def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
+def open_folder(
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    known: Manifest | None = None,
+) -> Folder:
+    """Check and hash a folder with a GGUF file, or one in Hugging Face format; see open_model."""
+    if is_gguf(path):
+        return open_gguf(path, progress=progress, cache=cache, known=known)
+    return open_model(path, progress=progress, cache=cache, known=known)
+
+
+def shard_engine(folder: Folder, options: EngineOptions) -> ShardEngine:
     """An engine without layers yet. Raises DeviceError, ModelError, ResourceError.
 
-    UsageError if the only engine for this model lacks the precision that is asked for.
+    UsageError if the only engine for this model lacks the precision that is asked for. Of GGUF
+    it is always in a process of its own: what llama.cpp finds wrong ends its process.
     """
-    if options.isolated:
-        from gennode.engine.child.shard import ChildShard  # whose process asks here again
+    if options.isolated or isinstance(folder, GgufFolder):
+        from gennode.engine.child.shard import ChildShard  # whose process asks `engine_here`
 
         return ChildShard(folder, options)
+    return engine_here(folder, options)
+
+
+def engine_here(folder: Folder, options: EngineOptions) -> ShardEngine:
+    """The same in this process, isolated or not."""
+    if isinstance(folder, GgufFolder):
+        from gennode.engine.gguf.shard import GgufShard
+
+        if options.precision != "auto" or options.device != "cpu":
+            raise UsageError(
+                "a GGUF file is computed as its weights are stored, on the CPU",
+                hint="leave precision and device out",
+            )
+        return GgufShard(folder, max_cache_bytes=options.max_cache_bytes)
     if isinstance(folder.config, AnyConfig):
         # Late: transformers takes seconds to import, and few models need it.
         from gennode.engine.any.shard import AnyShard
@@ -57,8 +92,12 @@ def shard_engine(folder: ModelFolder, options: EngineOptions) -> ShardEngine:
     )
 
 
-def owner_engine(folder: ModelFolder) -> OwnerEngine:
-    """The owner's part of a model. Raises ModelError."""
+def owner_engine(folder: Folder) -> OwnerEngine:
+    """The owner's part of a model. Raises ModelError; UsageError if a library is missing."""
+    if isinstance(folder, GgufFolder):
+        from gennode.engine.gguf.owner import GgufOwner
+
+        return GgufOwner(folder)
     if isinstance(folder.config, AnyConfig):
         from gennode.engine.any.owner import AnyOwner
 

@@ -15,12 +15,11 @@ import msgspec
 import numpy as np
 import torch
 
-from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import BrokenChannelError, Buffer, Channel
 from gennode.engine.child.jail import confine_calls, confine_files
 from gennode.engine.devices import pick_device, wait_for
-from gennode.engine.engines import EngineOptions, shard_engine
+from gennode.engine.engines import EngineOptions, engine_here, open_folder
 from gennode.engine.probe import measure_machine
 from gennode.engine.seam import CachePages, ShardEngine, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
@@ -157,10 +156,10 @@ class _Worker:
     def _begin(self, request: say.Begin, body: bytearray) -> Answer:
         options = msgspec.msgpack.decode(request.options, type=EngineOptions)
         manifest = msgspec.msgpack.decode(body, type=Manifest)
-        folder = open_model(self.folder, known=manifest)
+        folder = open_folder(self.folder, known=manifest)
         if folder.manifest.model != manifest.model:
             raise LocalError(f"{self.folder} holds another model than it did")
-        self._engine = shard_engine(folder, options)
+        self._engine = engine_here(folder, options)
         return say.Began(self._engine.model, self._engine.dim), ()
 
     def _compute(self, request: say.Compute, body: bytearray) -> Answer:

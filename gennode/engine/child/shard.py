@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import numpy as np
 
-from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import Buffer
 from gennode.engine.child.jail import Jail
@@ -27,7 +26,7 @@ from gennode.errors import GennodeError, LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
 if TYPE_CHECKING:
-    from gennode.engine.engines import EngineOptions
+    from gennode.engine.engines import EngineOptions, Folder
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ class ChildShard:
 
     def __init__(
         self,
-        folder: ModelFolder,
+        folder: Folder,
         options: EngineOptions,
         process: ComputeProcess | None = None,
         *,

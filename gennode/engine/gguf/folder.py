@@ -37,7 +37,7 @@ class GgufFolder:
 
 def is_gguf(path: Path) -> bool:
     """Whether a folder holds a model in this format."""
-    return any(each.suffix == SUFFIX for each in path.iterdir())
+    return path.is_dir() and any(each.suffix == SUFFIX for each in path.iterdir())
 
 
 def open_gguf(
@@ -45,6 +45,7 @@ def open_gguf(
     *,
     progress: Callable[[int, int], None] | None = None,
     cache: Path | None = None,
+    known: Manifest | None = None,
 ) -> GgufFolder:
     """Check a folder's one GGUF file and hash it; see open_model. Raises ModelError."""
     folder = path.resolve()
@@ -63,7 +64,11 @@ def open_gguf(
                 raise ModelError(f"{name} has over {MAX_CONFIG_BYTES} bytes",
                                  hint="download the model again")  # fmt: skip
         names = sorted([files[0], TOKENIZER, *beside])
-        manifest = Manifest(gguf.shape, hash_files(folder, names, progress, cache))
+        sizes = {name: (folder / name).stat().st_size for name in names}
+        if known and sizes == {file.name: file.size_bytes for file in known.files}:
+            manifest = Manifest(gguf.shape, known.files)
+        else:
+            manifest = Manifest(gguf.shape, hash_files(folder, names, progress, cache))
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror}",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -104,12 +105,12 @@ class GgufShard:
 
     def _load(self, index: int) -> None:
         try:
-            with tempfile.TemporaryFile() as stream:
+            with _nameless_file() as stream:
                 self._folder.gguf.write_layer(index, stream)
                 weights = Weights(stream)
         except OSError as error:
             raise ResourceError(f"layer {index} can't be laid out: {error.strerror}",
-                                hint="free some space for temporary files") from error  # fmt: skip
+                                hint="free some memory and disk") from error  # fmt: skip
         try:
             self._check_cache(self._positions, len(self._weights) + 1)
             self._contexts[index] = self._context(weights, self._positions)
@@ -315,6 +316,13 @@ class GgufShard:
     def _cache_bytes(self, positions: int, layers: int) -> int:
         elements = self._folder.gguf.shape.position_elements
         return SLOTS * positions * layers * elements * _ELEMENT_BYTES
+
+
+def _nameless_file() -> IO[bytes]:
+    """An empty file that is gone when it is closed: in memory, where the system has such."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("layer"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _cores() -> int:
