@@ -47,13 +47,17 @@ def job_s(job: Job, choice: Choice, layer_s: LayerTime) -> float:
     steps as there are chunks, and one for each hop but the first. So do batches of sessions,
     and a session's next token waits until its last one has passed all hops.
     """
-    chunk = min(choice.chunk, job.prompt)
-    chunks = job.sessions * -(-job.prompt // chunk)
-    prompts_s = (chunks + job.hops - 1) * layer_s(choice.precision, Step(1, chunk, 0))
-    batch = min(choice.batch, job.sessions)
-    turns = max(-(-job.sessions // batch), job.hops)
-    token_s = turns * layer_s(choice.precision, Step(batch, 1, job.prompt))
-    return prompts_s + job.answer * token_s
+    prompt, token = steps_of(job, choice)
+    chunks = job.sessions * -(-job.prompt // prompt.rows)
+    prompts_s = (chunks + job.hops - 1) * layer_s(choice.precision, prompt)
+    turns = max(-(-job.sessions // token.sequences), job.hops)
+    return prompts_s + job.answer * turns * layer_s(choice.precision, token)
+
+
+def steps_of(job: Job, choice: Choice) -> tuple[Step, Step]:
+    """What passes the layers: a chunk of a prompt, and a batch of tokens."""
+    chunk, batch = min(choice.chunk, job.prompt), min(choice.batch, job.sessions)
+    return Step(1, chunk, 0), Step(batch, 1, job.prompt)
 
 
 def choose(
