@@ -76,6 +76,7 @@ class Desk:
     """Where rows are made ready. One for all products that run in one thread."""
 
     def __init__(self) -> None:
+        self._tiny = torch.full((1, 1), _TINY)
         self._space: dict[int, torch.Tensor] = {}
         self._views: dict[int, tuple[int, torch.Tensor, torch.Tensor]] = {}
 
@@ -84,7 +85,7 @@ class Desk:
         count, width = rows.shape
         sizes = rows.abs()
         largest, total = sizes.amax(-1, keepdim=True), sizes.sum(-1, keepdim=True)
-        scale = (largest * (_GRID / LEVELS)).add_(_TINY)
+        scale = torch.add(self._tiny, largest, alpha=_GRID / LEVELS)
         over = torch.sub(largest, total, alpha=wide_ratio / width)
         if over.amax().item() <= 0:  # false for numbers that aren't
             ready, inner = self._take(count, width)
