@@ -65,7 +65,8 @@ class StepQueue:
 
     Every batch takes all single-row steps, so that no token waits for more than one batch. Then
     rows of prompts, as many as the cost model lets in beside them; a step may be cut, and go on
-    in a later batch (Sarathi-Serve, arXiv:2403.02310). At most one slice of each sequence.
+    in a later batch (Sarathi-Serve, arXiv:2403.02310). At most one slice of each sequence. Where
+    a batch without tokens has run while some were expected, the next one holds so much less.
 
     Among prompts the least of this sum goes first, so that a short one need not wait for a long
     one that began before it (FastServe's aim, arXiv:2305.05920, with lengths known):
@@ -84,6 +85,7 @@ class StepQueue:
         self._shares: Shares[Hashable] = Shares()
         self._taken_rows = 0  # of prompts, ever
         self._batches = 0
+        self._stalled_s = 0.0  # how long the batch before made tokens wait, if they came then
         self._out: tuple[Slice, ...] = ()
 
     @property
@@ -149,7 +151,10 @@ class StepQueue:
         """Rows of prompts that fit beside tokens."""
         batch: list[Slice] = []
         load = sum((one.load for one in tokens), NOTHING)
-        limit_s = cost.limit_s(load, self._expected_load())
+        expected = self._expected_load()
+        limit_s = cost.limit_s(load, expected)
+        if tokens:  # some of them may have waited for the batch before, had that no tokens
+            limit_s -= self._stalled_s
         left = MAX_ROWS
         for key in sorted(keys, key=self._rank):
             waiting = self._waiting[key]
@@ -163,6 +168,7 @@ class StepQueue:
             batch.append(self._slice(key, rows))
             load += batch[-1].load
             left -= rows
+        self._stalled_s = cost.seconds(load) if expected.rows and not tokens else 0.0
         return batch
 
     def done(self) -> None:

@@ -101,7 +101,7 @@ def test_a_batch_without_tokens_is_efficient_or_short_if_one_is_expected() -> No
     fixed_s = TRUE[0] + TRUE[1]
     assert rows * TRUE[2] / (fixed_s + rows * TRUE[2]) == pytest.approx(EFFICIENT, abs=0.03)
     short = cost.fitting_rows(cost.limit_s(NOTHING, tokens(1)), NOTHING, 0, 4096)
-    assert true_s(load_of(0, short)) / 2 == pytest.approx(true_s(tokens(1)), rel=0.1)
+    assert true_s(load_of(0, short)) == pytest.approx(STRETCH * true_s(tokens(1)), rel=0.1)
 
 
 @given(st.lists(st.tuples(loads, seconds), max_size=40), loads, loads)
