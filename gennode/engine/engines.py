@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.hashing import Progress
@@ -18,6 +18,10 @@ from gennode.wire.manifest import Manifest
 
 Folder = ModelFolder | GgufFolder
 """A model on disk, in either of the formats that are computed here."""
+
+
+if TYPE_CHECKING:
+    from gennode.engine.child.process import ComputeProcess
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,19 @@ def open_folder(
     return open_model(path, progress=progress, cache=cache, known=known)
 
 
-def shard_engine(folder: Folder, options: EngineOptions) -> ShardEngine:
+def shard_engine(
+    folder: Folder, options: EngineOptions, process: ComputeProcess | None = None
+) -> ShardEngine:
     """An engine without layers yet. Raises DeviceError, ModelError, ResourceError.
 
     UsageError if the only engine for this model lacks the precision that is asked for. Of GGUF
     it is always in a process of its own: what llama.cpp finds wrong ends its process.
+    `process`: the one to run in, if it was started already for this folder and device.
     """
     if options.isolated or isinstance(folder, GgufFolder):
         from gennode.engine.child.shard import ChildShard  # whose process asks `engine_here`
 
-        return ChildShard(folder, options)
+        return ChildShard(folder, options, process)
     return engine_here(folder, options)
 
 

@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import msgspec
 import psutil
 
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.child.process import ComputeProcess
+from gennode.engine.child.shard import ChildShard
 from gennode.engine.devices import check_device
 from gennode.engine.engines import EngineOptions, shard_engine
-from gennode.engine.probe import measure_machine
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
@@ -106,9 +108,11 @@ async def join(
             await node.bootstrap(options.listening.bootstrap)
             with progress("finding out how others reach this node", unit="steps"):
                 await started.settle()
-            await _measure(node, options, progress)
-            async with Sharing(node) as shared:
-                worker, folder = await _take_place(node, folder, options, progress)
+            # Not sooner: for a second or two it takes all of a core that the mesh needs to start.
+            compute = _compute(folder, options)
+            async with _ending(compute), Sharing(node) as shared:
+                await _measure(node, compute, options, progress)
+                worker, folder = await _take_place(node, folder, compute, options, progress)
                 shared.add(folder.shelf, folder.whole_layers())
                 joined = _joined(node, worker, folder, options)
                 control = str(started.status_socket)
@@ -122,14 +126,40 @@ async def join(
                 on_ready(joined)
                 stop.is_awaited = True
                 await stop.told.wait()
+                _end_engines(node)
 
 
-async def _measure(node: LiveNode, options: JoinOptions, progress: ShowProgress) -> None:
+def _compute(folder: ModelFolder | None, options: JoinOptions) -> ComputeProcess:
+    """The process that is to compute: this node's own computes nothing."""
+    path = folder.path if folder else weights_folder(ModelId(options.model))
+    path.mkdir(parents=True, exist_ok=True)
+    return ComputeProcess(path, options.device)
+
+
+@asynccontextmanager
+async def _ending(compute: ComputeProcess) -> AsyncIterator[None]:
+    """End the process with the block, whatever happens there."""
+    try:
+        yield
+    finally:
+        compute.end()
+
+
+def _end_engines(node: LiveNode) -> None:
+    """Let no engine keep a node from leaving, though it may hang."""
+    for worker in node.workers.values():
+        if isinstance(worker.engine, ChildShard):
+            worker.engine.shutdown()
+
+
+async def _measure(
+    node: LiveNode, compute: ComputeProcess, options: JoinOptions, progress: ShowProgress
+) -> None:
     """Find out what this machine can do, and announce it."""
     memory_bytes = options.memory_bytes or 0
     with progress("measuring this machine", unit="steps") as report:
         machine = await node.in_engine_thread(
-            lambda: measure_machine(options.device, memory_bytes=memory_bytes, progress=report)
+            lambda: compute.measure(options.device, memory_bytes, report)
         )
     node.machine.measured(
         msgspec.structs.replace(
@@ -142,7 +172,11 @@ async def _measure(node: LiveNode, options: JoinOptions, progress: ShowProgress)
 
 
 async def _take_place(
-    node: LiveNode, folder: ModelFolder | None, options: JoinOptions, progress: ShowProgress
+    node: LiveNode,
+    folder: ModelFolder | None,
+    compute: ComputeProcess,
+    options: JoinOptions,
+    progress: ShowProgress,
 ) -> tuple[Worker, ModelFolder]:
     """Choose layers, get their weights from peers if they are not here, load and announce them."""
     if folder is None:
@@ -157,7 +191,7 @@ async def _take_place(
         if not node.is_alone and options.span is None:
             await node.hear(folder.manifest.model)
         span = _place(node, folder.manifest.model, folder.manifest.shape, options)
-    worker = _worker(folder, options)
+    worker = _worker(folder, options, compute)
     with progress(f"loading layers {span}", unit="layers") as report:
         await node.in_engine_thread(lambda: worker.engine.load(span, report))
     await node.serve(worker)
@@ -235,13 +269,21 @@ def _capacity(shape: ModelShape, options: JoinOptions) -> int:
     return found.fitting_layers
 
 
-def _worker(folder: ModelFolder, options: JoinOptions) -> Worker:
+def _worker(
+    folder: ModelFolder, options: JoinOptions, compute: ComputeProcess | None = None
+) -> Worker:
     shape = folder.manifest.shape
     capacity = _capacity(shape, options)
     cache_bytes = account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
     engine = shard_engine(
         folder,
-        EngineOptions(device=options.device, max_cache_bytes=cache_bytes, max_layers=capacity),
+        EngineOptions(
+            device=options.device,
+            max_cache_bytes=cache_bytes,
+            max_layers=capacity,
+            isolated=True,
+        ),
+        compute,
     )
     return Worker(
         engine,

@@ -30,6 +30,7 @@ _PASSED_ON_KINDS = (
 
 MODULE = "gennode.engine.child"
 
+END_HINT = "allow fewer layers or less memory, or end other programs"
 END_S = 1.0  # from SIGKILL, or the end of its socket, until a process is gone
 LAST_WORDS_BYTES = 2000  # of what it wrote before it ended: where a traceback says what it was
 
@@ -42,6 +43,13 @@ class ProcessEndedError(Exception):
     def __init__(self, words: str, *, was_killed: bool) -> None:
         super().__init__(words)
         self.was_killed = was_killed
+
+    def as_resource(self) -> ResourceError:
+        """The same for those who asked for a computation."""
+        words = f"the compute process {self}"
+        if self.was_killed:
+            words = "the compute process was killed, perhaps for want of memory"
+        return ResourceError(words, hint=END_HINT)
 
 
 class ComputeProcess:
@@ -138,9 +146,15 @@ class ComputeProcess:
         memory_bytes: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> Machine:
-        """What a plan needs to know of this machine; see `measure_machine`."""
+        """What a plan needs to know of this machine; see `measure_machine`.
+
+        Raises DeviceError, ResourceError.
+        """
         request = say.Measure(device, memory_bytes)
-        return self.ask(request, say.Probed, progress=progress)[0].machine
+        try:
+            return self.ask(request, say.Probed, progress=progress)[0].machine
+        except ProcessEndedError as error:
+            raise error.as_resource() from error
 
     def end(self) -> None:
         """End it at once; it holds nothing that would be lost. Idempotent."""

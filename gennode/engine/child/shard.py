@@ -20,7 +20,7 @@ import numpy as np
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import Buffer
 from gennode.engine.child.jail import Jail
-from gennode.engine.child.process import END_S, ComputeProcess, ProcessEndedError
+from gennode.engine.child.process import END_HINT, END_S, ComputeProcess, ProcessEndedError
 from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
@@ -36,8 +36,6 @@ MAX_RESTARTS, RESTARTS_WITHIN_S = 3, 600.0
 MIN_CACHE_PART = 8
 """Killed for want of memory, a process starts anew with half of the caches' room, but with no
 less than one part in eight of what was given: with less, sessions would not fit anyway."""
-
-_HINT = "allow fewer layers or less memory, or end other programs"
 
 R = TypeVar("R")
 
@@ -60,7 +58,9 @@ class ChildShard:
     ) -> None:
         """`process`: one that was started for this folder and device, whose end becomes ours.
 
-        Raises DeviceError, ModelError, ResourceError.
+        It takes seconds to be ready, which the first call waits for; that one raises DeviceError,
+        ModelError or ResourceError if it does not come to it. ResourceError here if the system
+        starts no process.
         """
         self._folder = folder
         self._options = dataclasses.replace(options, isolated=False)
@@ -78,14 +78,7 @@ class ChildShard:
         self._given_up: GennodeError | None = None
         self._running = [process or ComputeProcess(folder.path, options.device)]
         self._end = weakref.finalize(self, _end, self._running)
-        try:
-            self._begin()
-        except ProcessEndedError as error:
-            self.shutdown()
-            raise _as_resource(error) from error
-        except GennodeError:
-            self.shutdown()
-            raise
+        self._has_begun = False
 
     def shutdown(self) -> None:
         """End the process for good, at once, whatever it does. From any thread; idempotent."""
@@ -115,6 +108,7 @@ class ChildShard:
 
     def jail(self) -> Jail:
         """What the process is held to."""
+        self.cache_use()  # it is ready then
         return self._process.jail()
 
     # -- layers -------------------------------------------------------------------------------
@@ -251,17 +245,20 @@ class ChildShard:
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[R, bytearray]:
         with self._turn:
-            while self._is_down and not self._is_shut:
+            while self._is_down and not self._is_shut and self._given_up is None:
                 self._turn.wait()  # another process is being started
             if self._given_up is not None:
                 raise self._given_up
             try:
+                self._begin_once()
                 return self._process.ask(
                     request, expected, body=body, max_body_bytes=max_body_bytes, progress=progress
                 )
             except ProcessEndedError as error:
                 self._go_down()
-                raise _as_resource(error) from error
+                if not self._has_begun:
+                    self._give_up(error.as_resource())
+                raise error.as_resource() from error
 
     def _ask_if_alive(self, request: msgspec.Struct) -> None:
         """Ask for something that a dead process has done as well."""
@@ -309,6 +306,16 @@ class ChildShard:
         self._lost |= self._numbers.keys()
         self._numbers.clear()
         self._kept.clear()
+
+    def _begin_once(self) -> None:
+        if self._has_begun:
+            return
+        try:
+            self._begin()
+        except GennodeError as error:
+            self._give_up(error)
+            raise
+        self._has_begun = True
 
     def _begin(self) -> None:
         """Build the engine in the process that runs now, and load what is to be loaded."""
@@ -368,7 +375,7 @@ class ChildShard:
         self._ends_s.append(now_s)
         if len(self._ends_s) > MAX_RESTARTS:
             words = f"the compute process ended {len(self._ends_s)} times, and is given up"
-            self._give_up(ResourceError(words, hint=_HINT))
+            self._give_up(ResourceError(words, hint=END_HINT))
             return False
         return True
 
@@ -389,10 +396,3 @@ def _revive(engine: weakref.ref[ChildShard], ended: ComputeProcess) -> None:
     found = engine()
     if found is not None:
         found.revive(ended)
-
-
-def _as_resource(error: ProcessEndedError) -> ResourceError:
-    words = f"the compute process {error}"
-    if error.was_killed:
-        words = "the compute process was killed, perhaps for want of memory"
-    return ResourceError(words, hint=_HINT)

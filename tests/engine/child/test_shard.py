@@ -178,6 +178,7 @@ def test_an_idle_process_that_dies_is_replaced_unasked(shard: ChildShard, whole:
 def test_what_dies_again_and_again_is_given_up(folder: ModelFolder, whole: Span) -> None:
     engine = ChildShard(folder, OPTIONS, clock=lambda: 5.0)
     try:
+        engine.load(Span(0, 1))
         for _ in range(MAX_RESTARTS):
             os.kill(engine.pid, signal.SIGKILL)
             until_noticed(engine)
@@ -212,9 +213,12 @@ def test_shutting_down_waits_for_nobody(shard: ChildShard, whole: Span) -> None:
 
 
 def test_a_device_that_is_not_here_is_still_a_device_error(folder: ModelFolder) -> None:
-    with pytest.raises(DeviceError) as caught:
-        ChildShard(folder, EngineOptions(device="abacus"))
-    assert caught.value.hint
+    engine = ChildShard(folder, EngineOptions(device="abacus"))
+    for _ in range(2):
+        with pytest.raises(DeviceError) as caught:
+            engine.load(Span(0, 1))
+        assert caught.value.hint
+    engine.shutdown()
 
 
 def use(engine: ChildShard, whole: Span, lie: str) -> None:
@@ -244,6 +248,7 @@ def test_a_process_that_lies_is_ended(folder: ModelFolder, whole: Span, lie: str
 
 def test_a_process_that_began_another_model_is_refused(folder: ModelFolder) -> None:
     process = ComputeProcess(Path("honest"), "m:8", module="tests.engine.child.liar")
+    engine = ChildShard(folder, OPTIONS, process)
     with pytest.raises(LocalError):
-        ChildShard(folder, OPTIONS, process)
+        engine.load(Span(0, 1))
     assert process.wait(LONG_S)
