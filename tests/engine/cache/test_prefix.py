@@ -88,9 +88,11 @@ def test_the_codec_is_part_of_a_name(worker: Worker) -> None:
 def test_what_follows_an_unknown_frame_is_computed_though_it_is_kept(worker: Worker) -> None:
     """The engine has computed the first one into the sequence: it can't adopt the second."""
     worker.prompt("a", 1, 2)
-    assert worker.cache.evict() == 0
+    worker.give_back(worker.cache.evict())
+    assert worker.held == {1}
     assert worker.prompt("a2", 1, 2) == [False, False]
     assert worker.prompt("a2", 1, 2) == [True, True]
+    assert len(worker.held) == len(worker.cache) == 2  # the second was not kept twice
 
 
 def test_short_frames_and_what_follows_them_are_left_alone(worker: Worker) -> None:
