@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gennode.engine.seam import ShardEngine, States
     from gennode.node.actions import HopKey, OpenJob, StepJob
     from gennode.node.worker import Worker
+    from gennode.wire.manifest import ModelShape
 
 CACHE = Path(__file__).resolve().parent.parent / ".bench"
 SESSIONS = 32
@@ -92,16 +93,14 @@ class Desk:
 
         self.batches.add(self.worker, CloseJob(self.worker.engine.model, key))
 
-    def send(self, key: HopKey, position: int, rows: int, *, last: bool = True) -> StepJob:
+    def send(self, key: HopKey, position: int, rows: int, *, last: bool = True) -> None:
         """A frame of that many rows."""
         from gennode.node.actions import StepJob
 
         payload = self.states(position, rows).tobytes()
-        job = StepJob(
-            self.worker.engine.model, key, 0, 0, position, rows, int(last), False, "raw", payload
-        )
+        model = self.worker.engine.model
+        job = StepJob(model, key, 0, 0, position, rows, int(last), False, "raw", payload)
         self.batches.add(self.worker, job)
-        return job
 
     def prompt(self, key: HopKey, rows: int, start: int = 0) -> None:
         """All frames of a prompt at once, as owners send them."""
@@ -130,9 +129,8 @@ def main() -> None:
     """Measure, print, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="finish within 50 s")
-    parser.add_argument("--precision", default="auto", help="of the layers: auto, fp32, int8")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=0)
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # before torch is loaded
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # as `gennode join` sets it
@@ -144,11 +142,10 @@ def main() -> None:
     )
     large = msgspec.structs.replace(LLAMA_1B, vocab=512, max_positions=16384)
     names = {"113m": small} if options.quick else {"113m": small, "1.1b": large}
-    figures: dict[str, float] = {}
-    rows: list[tuple[str, ...]] = []
+    figures, rows = dict[str, float](), list[tuple[str, ...]]()
     for name, shape in names.items():
         worker = a_worker(name, shape, options.precision)
-        more, lines = measure(worker, options.rounds or (1 if options.quick else 3), options.quick)
+        more, lines = measure(worker, 1 if options.quick else 3, options.quick)
         figures |= {
             key if name == "113m" else f"{key}_{name}": value for key, value in more.items()
         }
@@ -156,28 +153,25 @@ def main() -> None:
     report("batching", figures, columns=("shape", "", "value"), rows=rows)
 
 
-def a_worker(name: str, shape: object, precision: str) -> Worker:
+def a_worker(name: str, shape: ModelShape, precision: str) -> Worker:
     """A worker with all layers of a random model."""
     from bench._random_model import random_llama
     from gennode.engine.checkpoint.weights import open_model
     from gennode.engine.engines import EngineOptions, shard_engine
     from gennode.node.worker import Worker
     from gennode.wire.ids import Span
-    from gennode.wire.manifest import ModelShape
 
-    assert isinstance(shape, ModelShape)
     path = CACHE / f"random-llama-batching-{name}"
-    if not (path / "model.safetensors").exists():
-        say("writing a random model …")
-        random_llama(path, shape, seed=1)
     say(f"loading {name} …")
+    if not (path / "model.safetensors").exists():
+        random_llama(path, shape, seed=1)
     engine = shard_engine(open_model(path), EngineOptions(precision=precision))  # type: ignore[arg-type]
     engine.load(Span(0, shape.layers))
     return Worker(engine, shape.layers, shape.layers)
 
 
 def say(text: str) -> None:
-    """For whoever waits; the figures go to standard output."""
+    """For whoever waits."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -185,13 +179,12 @@ def measure(
     worker: Worker, rounds: int, quick: bool
 ) -> tuple[dict[str, float], list[tuple[str, str]]]:
     """Every comparison on one engine, side by side."""
-    engine = worker.engine
-    desk = Desk(worker)
+    engine, desk = worker.engine, Desk(worker)
     warm_up(desk)
     ratios, tails, statics, runs = [], [], [], []
     for number in range(rounds):
         sessions = some_sessions(number)
-        say(f"round {number + 1} of {rounds}: batches that are filled before …")
+        say(f"round {number + 1}: batches that are filled before …")
         static = {size: run_static(desk, sessions, size) for size in STATIC_BATCHES}
         size, best = max(static.items(), key=lambda one: one[1].rate_token_s)
         say(f"the best holds {size}; sessions that arrive at random …")
@@ -201,8 +194,7 @@ def measure(
         statics.append(best)
         runs.append(run)
     say("a long prompt in the middle …")
-    steps = 48 if quick else 0
-    ours = stall(desk, steps)
+    ours = stall(desk, 48 if quick else 0)
     before = stall_in_order(engine, desk, 512 if quick else LONG_ROWS)
     say("prompts that begin alike …")
     cold_s, hit_s = shared_prefix(desk, 3 if quick else 7)
@@ -222,7 +214,6 @@ def measure(
             "tokens/s, best static batch",
             f"{statistics.median(r.rate_token_s for r in statics):.1f}",
         ),
-        ("ratio", f"{figures['throughput_ratio']:.3f}"),
         ("between tokens, median, ms", f"{statistics.median(gaps) * 1e3:.1f}"),
         ("between tokens, p95, ms", f"{percentile(gaps, 0.95) * 1e3:.1f}"),
         ("between tokens, p99, ms", f"{percentile(gaps, 0.99) * 1e3:.1f}"),
@@ -366,8 +357,7 @@ def stall_in_order(engine: ShardEngine, desk: Desk, rows: int) -> float:
     from gennode.wire.ids import Span
 
     whole = Span(0, desk.worker.layers)
-    names = range(LISTENERS + 1)
-    for key in names:
+    for key in (names := range(LISTENERS + 1)):
         engine.open(key, whole, 2 * LONG_ROWS)
         if key:
             engine.step([StepInput(key, 0, desk.states(0, CHUNK_ROWS))])
