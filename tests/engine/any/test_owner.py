@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,16 @@ def test_logits_are_normed_and_capped(made: Made) -> None:
 
 def test_calls_against_the_contract_are_our_own_fault(made: Made) -> None:
     owner, _ = made["gpt2"]
-    for call in (
+    wide: Any = np.zeros(32)  # of float64
+    calls: tuple[Callable[[], object], ...] = (
         lambda: owner.embed([VOCABULARY], 0),
         lambda: owner.embed([-1], 0),
         lambda: owner.embed([1, 2], 127),
         lambda: owner.embed([1], -1),
         lambda: owner.logits(np.zeros(31, np.float32)),
-        lambda: owner.logits(np.zeros(32)),
-    ):
+        lambda: owner.logits(wide),
+    )
+    for call in calls:
         with pytest.raises(LocalError):
             call()
 
