@@ -386,7 +386,7 @@ def shared_prefix(desk: Desk, rounds: int) -> tuple[float, float]:
             list(desk.work())
             start_s = time.perf_counter()
             desk.prompt(key, SHARED_ROWS)
-            desk.send(key, SHARED_ROWS, OWN_ROWS - len(times_s) % 2)
+            desk.send(key, SHARED_ROWS, OWN_ROWS - (times_s is took[1]))  # not the same
             while not any(
                 isinstance(j, StepJob) and j.position == SHARED_ROWS for j in desk.work()
             ):
