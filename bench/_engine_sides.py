@@ -227,7 +227,8 @@ def main() -> None:
     folder = Path(path)
     if name.startswith("transformers"):
         importlib.import_module("transformers.models.llama.modeling_llama")  # takes a while
-    sys.stdin.readline()  # until the weights are written
+    if not sys.stdin.readline():  # until the weights are written
+        return
     memory = Memory() if name == "memory" else None
     side = None if memory else _make(name, folder, shape)
     if side:

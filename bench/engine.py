@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     options = parser.parse_args()
     start_s = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # weights don't stay on the disk
     with tempfile.TemporaryDirectory(prefix="gennode-engine-") as path:
         if options.gpu:
             measure_gpu(Path(path), quick=options.quick)
