@@ -41,7 +41,8 @@ def test_padded_rows_see_what_single_ones_see(window: int | None) -> None:
     chance = torch.Generator().manual_seed(1)
     rows = torch.randn((3, 2 * KV_HEADS + HEADS, WIDTH), generator=chance)
     frequencies = torch.rand(WIDTH // 2, generator=chance)
-    keys, values, queries = rows.split((KV_HEADS, KV_HEADS, HEADS), dim=1)  # type: ignore[no-untyped-call]
+    keys, values = rows[:, :KV_HEADS], rows[:, KV_HEADS : 2 * KV_HEADS]
+    queries = rows[:, 2 * KV_HEADS :]
     pool, places = filled_pool()
     alone = Rows(places, frequencies)
     alone.store(pool, 0, keys, values)
