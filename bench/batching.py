@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to find its neighbours
 
@@ -153,7 +153,7 @@ def main() -> None:
     report("batching", figures, columns=("shape", "", "value"), rows=rows)
 
 
-def a_worker(name: str, shape: ModelShape, precision: str) -> Worker:
+def a_worker(name: str, shape: ModelShape, precision: Any) -> Worker:
     """A worker with all layers of a random model."""
     from bench._random_model import random_llama
     from gennode.engine.checkpoint.weights import open_model
@@ -165,7 +165,7 @@ def a_worker(name: str, shape: ModelShape, precision: str) -> Worker:
     say(f"loading {name} …")
     if not (path / "model.safetensors").exists():
         random_llama(path, shape, seed=1)
-    engine = shard_engine(open_model(path), EngineOptions(precision=precision))  # type: ignore[arg-type]
+    engine = shard_engine(open_model(path), EngineOptions(precision=precision))
     engine.load(Span(0, shape.layers))
     return Worker(engine, shape.layers, shape.layers)
 

@@ -14,6 +14,7 @@ from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, StepJob
 from gennode.node.batches import Batches, Outcome
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
+from gennode.wire.fields import CodecName
 from gennode.wire.ids import ModelId, SessionId, Span
 from tests.node.conftest import LAYERS, MODEL, OWNER, SPARE
 
@@ -290,15 +291,13 @@ def test_a_model_that_is_forgotten_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.parametrize("codec_name", ["int8", "int8-outlier"])
-def test_what_is_cut_is_encoded_whole(codec_name: str) -> None:
+def test_what_is_cut_is_encoded_whole(codec_name: CodecName) -> None:
     bench = Bench()
     bench.open(key(1), key(2))
-    wire = codec(codec_name)  # type: ignore[arg-type]
+    wire = codec(codec_name)
     payload = wire.encode(embedded(128))
     bench.add(step(key(2), 0, 0, 1))
-    bench.add(
-        StepJob(MODEL, key(1), 0, 0, 0, 128, 1, False, codec_name, payload)  # type: ignore[arg-type]
-    )
+    bench.add(StepJob(MODEL, key(1), 0, 0, 0, 128, 1, False, codec_name, payload))
     bench.drain()
     assert bench.engine.batches[0] != [(key(1), 128)]
     whole = RAW.decode(alone([step(key(1), 0, 0, 128)])[0], TOY_DIM)
