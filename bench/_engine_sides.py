@@ -11,9 +11,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # to find its neighbours
 
@@ -237,22 +237,27 @@ def main() -> None:
     print(json.dumps({"loaded": name}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        kind, count = request["do"], request.get("count", 0)
-        answer: dict[str, float] = {}
         if memory:
-            answer["bytes_per_s"] = memory.bytes_per_s(count)
-        elif side is None:
-            raise RuntimeError(f"{name} computes no layers")
-        elif kind == "decode":
-            answer["seconds"] = decode_s(side, shape.dim, request["batch"], count)
-        elif kind == "prefill":
-            answer["seconds"] = prefill_s(side, shape.dim)
-        elif kind == "dependence":
-            answer["relative"] = dependence(side, shape.dim)
-        else:
-            tapped = _make(name, folder, shape, tap=True) if isinstance(side, Gguf) else side
-            np.save(request["file"], outputs(tapped, shape.dim, count))
+            answer = {"bytes_per_s": memory.bytes_per_s(request["count"])}
+        elif side:
+            answer = _answer(side, request, lambda: _make(name, folder, shape, tap=True), shape.dim)
         print(json.dumps(answer), flush=True)
+
+
+def _answer(
+    side: Side, request: dict[str, Any], tapped: Callable[[], Side], dim: int
+) -> dict[str, float]:
+    """What a request asks for; `tapped` loads llama.cpp once more, with its states looked at."""
+    kind = request["do"]
+    if kind == "decode":
+        return {"seconds": decode_s(side, dim, request["batch"], request["count"])}
+    if kind == "prefill":
+        return {"seconds": prefill_s(side, dim)}
+    if kind == "dependence":
+        return {"relative": dependence(side, dim)}
+    seen = tapped() if isinstance(side, Gguf) else side
+    np.save(request["file"], outputs(seen, dim, request["count"]))
+    return {}
 
 
 if __name__ == "__main__":
