@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch, as `gennode join` does
@@ -137,6 +138,14 @@ def over_oracle(outcomes: Sequence[Outcome], choice: Callable[[Outcome], Choice 
     return math.exp(statistics.fmean(math.log(each.ratio(choice(each))) for each in outcomes))
 
 
+def _same(choice: Choice, _outcome: Outcome) -> Choice:
+    return choice
+
+
+def _alone(precision: Precision, outcome: Outcome) -> Choice | None:
+    return outcome.alone[precision]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer layers, shorter")
@@ -149,10 +158,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs += run_layer(layer, Path(folder) / "m", steps, step_s)
     outcomes, errors = judge(runs)
-    fixed = {one: over_oracle(outcomes, lambda _, one=one: one) for one in outcomes[0].fixed_s}  # type: ignore[misc]
+    fixed = {one: over_oracle(outcomes, partial(_same, one)) for one in outcomes[0].fixed_s}
     best = min(fixed, key=lambda one: fixed[one])
-    alone = [over_oracle(outcomes, lambda each, one=one: each.alone[one])  # type: ignore[misc]
-             for one in outcomes[0].alone]  # fmt: skip
+    alone = [over_oracle(outcomes, partial(_alone, one)) for one in outcomes[0].alone]
     chosen = over_oracle(outcomes, lambda each: each.chosen)
     rows = []
     for layer in layers:

@@ -119,8 +119,7 @@ class ModelFolder:
                 if result is None:
                     rows = sum(each[0] for each in shapes.values())
                     result = new_tensor((rows, *shape[1:]), dtype or stored.dtype)
-                # Copied, for the library's tensor is a window on the file, and to look through
-                # it would crash us if the file were truncated later.
+                # Copied: a window on a file that is truncated later would crash us.
                 result[start : start + shape[0]] = stored
                 start += shape[0]
         if result is None:
@@ -130,8 +129,7 @@ class ModelFolder:
     @contextmanager
     def _stored(self, name: str, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         """A tensor as its file has it, checked; unpacked if it is packed there."""
-        config = self.config
-        packing = config.quantization_config if isinstance(config, LlamaConfig) else None
+        packing = getattr(self.config, "quantization_config", None)
         if packing is not None and is_packed(name, self.names):
             yield read_packed(packing, name, shape, self.names, self.read)
             return

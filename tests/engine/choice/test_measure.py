@@ -9,7 +9,7 @@ import pytest
 
 from gennode.engine.choice.measure import MAX_ROUNDS, MIN_ROUNDS, measure
 from gennode.engine.choice.runs import Layer, Step
-from gennode.engine.seam import States, StepInput
+from gennode.engine.seam import Precision, ShardEngine, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError
 from gennode.wire.ids import Span
@@ -77,6 +77,6 @@ def test_engines_with_other_layers_are_not_compared() -> None:
     watch = Watch()
     other = Timed(watch, [0.1])
     other.load(Span(3, 4))
-    engines = {"fp32": Timed(watch, [0.1]), "int8": other}
+    engines: dict[Precision, ShardEngine] = {"fp32": Timed(watch, [0.1]), "int8": other}
     with pytest.raises(LocalError):
-        measure(engines, LAYER, STEPS, hardware=HERE, step_s=0.0, clock=watch)  # type: ignore[arg-type]
+        measure(engines, LAYER, STEPS, hardware=HERE, step_s=0.0, clock=watch)
