@@ -103,8 +103,7 @@ class HopMachine:
 
     def sessions_of(self, model: ModelId) -> int:
         """Those of them that run on one model."""
-        hosted = self._hosted.items()
-        return len({key.session for key, one in hosted if one.opened.model == model})
+        return len({key.session for key, one in self._hosted.items() if one.opened.model == model})
 
     def host(self, model: HostedModel) -> None:
         """Take sessions of a model from now on."""

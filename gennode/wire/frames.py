@@ -15,7 +15,8 @@ import msgspec
 from gennode.errors import LocalError, RemoteError
 from gennode.wire.messages import Message
 
-MAX_FRAME_BYTES = 16 * 1024 * 1024 + 16 * 1024  # 512 rows of dim 8192 in float32, their planes and a header
+# 512 rows of dim 8192 in float32, what lossless planes may add to that, and a header.
+MAX_FRAME_BYTES = 16 * 1024 * 1024 + 16 * 1024
 MAX_HEADER_BYTES = 512 * 1024  # a digest of 4,096 peers takes some 260 KiB
 
 _PREFIX = struct.Struct(">II")

@@ -27,7 +27,8 @@ _ABOUT_THE_MACHINE = (
     "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm",
     "/sys/devices/system", "/sys/kernel/mm", "/sys/fs/cgroup",
 )  # fmt: skip
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", "/dev/shm")  # noqa: S108 - shared memory, which has no other place
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - it has no other place
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random", _SHARED_MEMORY)
 
 # Of the drivers for accelerators: what they load, read, and talk to.
 _DRIVER_FILES = ("/usr/local/cuda", "/opt/rocm", "/etc/OpenCL", "/proc/driver/nvidia", "/sys")
