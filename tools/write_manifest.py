@@ -7,7 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.checkpoint.weights import MANIFEST, open_model
+from gennode.engine.checkpoint.compare import MANIFEST
+from gennode.engine.checkpoint.weights import open_model
 
 
 def main() -> None:

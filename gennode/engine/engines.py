@@ -10,9 +10,7 @@ from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.hashing import Progress
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf
-from gennode.engine.llama.owner import LlamaOwner
-from gennode.engine.llama.shard import DEFAULT_CACHE_BYTES, LlamaShard
-from gennode.engine.seam import OwnerEngine, Precision, ShardEngine
+from gennode.engine.seam import DEFAULT_CACHE_BYTES, OwnerEngine, Precision, ShardEngine
 from gennode.errors import UsageError
 from gennode.wire.manifest import Manifest
 
@@ -90,6 +88,9 @@ def engine_here(folder: Folder, options: EngineOptions) -> ShardEngine:
                 hint="leave the precision out: this model's layers run in fp32",
             )
         return AnyShard(folder, device=options.device, max_cache_bytes=options.max_cache_bytes)
+    # Late: a node whose layers run in another process has no use for torch.
+    from gennode.engine.llama.shard import LlamaShard
+
     return LlamaShard(
         folder,
         device=options.device,
@@ -109,4 +110,6 @@ def owner_engine(folder: Folder) -> OwnerEngine:
         from gennode.engine.any.owner import AnyOwner
 
         return AnyOwner(folder)
+    from gennode.engine.llama.owner import LlamaOwner
+
     return LlamaOwner(folder)

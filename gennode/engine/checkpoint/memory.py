@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import mmap
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def copied(mapped: torch.Tensor) -> torch.Tensor:
@@ -21,6 +23,8 @@ def new_tensor(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     Most weights are repacked and then dropped; on the C heap the holes that they leave among
     their packed forms added a third to what a loaded model takes.
     """
+    import torch  # not sooner: a node that opens a folder reads no tensor of it
+
     try:
         buffer = mmap.mmap(-1, math.prod(size) * dtype.itemsize)
     except OSError as error:

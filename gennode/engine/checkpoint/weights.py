@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-import torch
 from safetensors import SafetensorError, safe_open
 
 from gennode.engine.checkpoint.any_config import AnyConfig
+from gennode.engine.checkpoint.compare import MANIFEST, compare
 from gennode.engine.checkpoint.config import (
     ModelConfig,
     Shapes,
@@ -39,19 +40,20 @@ from gennode.engine.checkpoint.layout import (
 )
 from gennode.engine.checkpoint.llama_config import LlamaConfig
 from gennode.engine.checkpoint.memory import copied, new_tensor
-from gennode.engine.checkpoint.quantised import INTEGERS, is_packed, read_packed
+from gennode.engine.checkpoint.quantised import INTEGERS, is_packed
 from gennode.engine.checkpoint.shelf import FolderShelf, PartialFolder, is_partial
 from gennode.errors import LocalError, ModelError
 from gennode.wire.ids import Span
-from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ManifestFile, ModelShape
+from gennode.wire.manifest import MAX_MANIFEST_BYTES, Manifest, ModelShape
+
+if TYPE_CHECKING:
+    import torch
 
 BUNDLED = ("gennode-small", "gennode-medium", "gennode-large")
-MANIFEST = "manifest.json"
 
 _BUNDLED_FOLDER = Path(__file__).resolve().parents[2] / "models"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _DTYPES = ("F32", "BF16", "F16")
-_TABLES = ("BOOL", "U8", "I32", "I64")  # masks and such, in models other than Llamas
 _AGAIN = "download the model again"
 
 
@@ -101,7 +103,7 @@ class ModelFolder:
 
     def read_whole(self, name: str) -> torch.Tensor:
         """One tensor as it is in its file, in memory of its own. ModelError if it is not here."""
-        with _open_tensors(self.path / self._file(name)) as tensors:
+        with _open_tensors(self.path / self._file(name), "pt") as tensors:
             return copied(tensors.get_tensor(name))
 
     def read(
@@ -131,10 +133,12 @@ class ModelFolder:
         """A tensor as its file has it, checked; unpacked if it is packed there."""
         packing = getattr(self.config, "quantization_config", None)
         if packing is not None and is_packed(name, self.names):
+            from gennode.engine.checkpoint.unpacking import read_packed
+
             yield read_packed(packing, name, shape, self.names, self.read)
             return
         file = self._file(name)
-        with _open_tensors(self.path / file) as tensors:
+        with _open_tensors(self.path / file, "pt") as tensors:
             _check(tensors, file, name, shape)
             yield tensors.get_tensor(name)
 
@@ -228,7 +232,7 @@ def _open_model(
     else:
         manifest = Manifest(config.shape, hash_files(folder, sorted(names), progress, cache))
     if stated:
-        _compare(stated, manifest)
+        compare(stated, manifest)
     names_here = frozenset(placed)
     _check_tensors(folder, _promised(config, names_here), placed)
     end_tokens = _end_tokens(folder, config, has_preference="generation_config.json" in names)
@@ -309,8 +313,11 @@ def _place_tensors(folder: Path) -> dict[str, str]:
     raise ModelError(f"{folder} lacks {SINGLE}", hint="download the missing file")
 
 
-def _open_tensors(path: Path) -> safe_open:
-    """Open one file; the library checks that all tensors lie inside it, without overlap."""
+def _open_tensors(path: Path, framework: Literal["pt", "np"] = "np") -> safe_open:
+    """Open one file; the library checks that all tensors lie inside it, without overlap.
+
+    `framework`: whose tensors it gives. To look at shapes alone takes no torch.
+    """
     try:
         with path.open("rb") as stream:
             prefix = stream.read(8)
@@ -320,7 +327,7 @@ def _open_tensors(path: Path) -> safe_open:
     if header_bytes > MAX_HEADER_BYTES:
         raise ModelError(f"{path.name} claims a header of {header_bytes} bytes", hint=_AGAIN)
     try:
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework=framework)
     except SafetensorError as error:
         raise ModelError(
             f"{path.name} is truncated or damaged: {error}", hint="download that file again"
@@ -364,37 +371,11 @@ def _missing(name: str) -> ModelError:
 def _read_manifest(folder: Path) -> Manifest:
     try:
         return msgspec.json.decode(_read_small(folder, MANIFEST, MAX_MANIFEST_BYTES), type=Manifest)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise ModelError(f"{MANIFEST} is malformed: {error}", hint=_AGAIN) from error
-
-
-def _compare(stated: Manifest, found: Manifest) -> None:
-    """ModelError unless the folder is what its manifest says, naming file and chunk."""
-    if stated.shape != found.shape:
-        raise ModelError(f"config.json and {MANIFEST} disagree on the model's sizes", hint=_AGAIN)
-    expected = _by_name(stated.files)
-    actual = _by_name(found.files)
-    for name in sorted(actual):
-        if name not in expected:
-            raise ModelError(f"{name} is not in {MANIFEST}", hint="remove that file")
-        if expected[name].size_bytes != actual[name].size_bytes:
-            raise ModelError(
-                f"{name} has {actual[name].size_bytes} bytes, not {expected[name].size_bytes}",
-                hint="download that file again",
-            )
-        pairs = zip(expected[name].chunks, actual[name].chunks, strict=False)
-        wrong = [index for index, (left, right) in enumerate(pairs) if left != right]
-        if wrong or len(expected[name].chunks) != len(actual[name].chunks):
-            chunk = wrong[0] if wrong else len(actual[name].chunks)
-            raise ModelError(f"{name}: chunk {chunk} (4 MiB each) is not what it should be",
-                             hint="download that file again")  # fmt: skip
 
 
 def _is_as_known(folder: Path, names: Iterable[str], known: Manifest) -> bool:
     """Whether a folder has the same files as before, as far as their sizes tell."""
     sizes = {name: (folder / name).stat().st_size for name in names}
     return sizes == {file.name: file.size_bytes for file in known.files}
-
-
-def _by_name(files: Iterable[ManifestFile]) -> dict[str, ManifestFile]:
-    return {file.name: file for file in files}

@@ -27,13 +27,19 @@ from gennode.engine.contract import (
 )
 from gennode.engine.gguf.folder import GgufFolder, open_gguf
 from gennode.engine.gguf.native import MAX_ROWS, Context, Weights, library
-from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
+from gennode.engine.seam import (
+    DEFAULT_CACHE_BYTES,
+    CachePages,
+    CacheUse,
+    Profile,
+    States,
+    StepInput,
+)
 from gennode.errors import LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
 SLOTS = 16  # sequences at a time: llama.cpp can't copy a cache into one with more of them
 FIRST_POSITIONS = 256  # in each slot; all of them grow by doubling, when one has to
-DEFAULT_CACHE_BYTES = 4 * 1024**3
 _ELEMENT_BYTES = 2  # llama.cpp keeps keys and values in fp16
 
 # Below, one thread is quicker on a busy machine than several that wait for each other, at

@@ -33,11 +33,18 @@ from gennode.engine.llama.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.llama.model import Layer, load_layer, run_layer
 from gennode.engine.llama.precision import arithmetic
 from gennode.engine.llama.rotary import rotary_frequencies
-from gennode.engine.seam import CachePages, CacheUse, Precision, Profile, States, StepInput
+from gennode.engine.seam import (
+    DEFAULT_CACHE_BYTES,
+    CachePages,
+    CacheUse,
+    Precision,
+    Profile,
+    States,
+    StepInput,
+)
 from gennode.errors import LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
-DEFAULT_CACHE_BYTES = 4 * 1024**3  # 46,000 positions of 22 layers of a 1.1 B Llama
 MAX_CACHE_PAGES = 1 << 15  # two million positions: more than any machine serves at once
 
 # A threaded loop ends with a wait for the slowest thread. On a busy machine that is the time

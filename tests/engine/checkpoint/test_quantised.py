@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from gennode.engine.checkpoint.quantised import Quantisation, packed_shapes, unpack
+from gennode.engine.checkpoint.quantised import Quantisation, packed_shapes
+from gennode.engine.checkpoint.unpacking import unpack
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard
