@@ -1,20 +1,19 @@
-"""Workers that compute wrongly in ways that show: each is replaced, and no token changes."""
+"""Workers that send frames which can't be right: each is replaced, and no token changes."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from gennode.engine.seam import States
 from gennode.engine.toy import TOY_DIM, ToyShard
-from gennode.node.actions import StepJob
-from gennode.node.worker import Worker
-from gennode.wire.ids import Span
-from tests.node.toys import LAYERS, MANIFEST, THIRDS, staged, toy_worker, truth
+from gennode.mesh.links.links import Links
+from gennode.node.live import LiveNode
+from gennode.wire.frames import Buffer
+from gennode.wire.ids import PeerId
+from gennode.wire.messages import Message, Step
+from tests.node.toys import MANIFEST, THIRDS, staged, toy_worker, truth
 
 PROMPT = "the truth and nothing but the truth"
 LIES_FROM = 9  # steps are honest before: an answer is well under way
@@ -36,32 +35,37 @@ LIES: dict[str, Lie] = {
 }
 
 
-@dataclass(frozen=True)
-class Liar(Worker):
-    """A worker whose node sends other bytes than its engine made."""
+class LyingLinks:
+    """A node's links, through which its frames leave changed."""
 
-    lie: Lie = _filled(0.0)
-    steps: list[StepJob] = field(default_factory=list)
+    def __init__(self, links: Links, lie: Lie) -> None:
+        self._links = links
+        self._lie = lie
+        self._steps = 0
 
-    def encode(self, job: StepJob, states: States) -> bytes:
-        self.steps.append(job)
-        honest = super().encode(job, states)
-        return self.lie(honest) if len(self.steps) >= LIES_FROM else honest
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._links, name)
+
+    def send(self, peer: PeerId, message: Message, payload: Buffer = b"") -> int:
+        """Lie about a step, once there were some."""
+        self._steps += isinstance(message, Step)
+        if isinstance(message, Step) and self._steps >= LIES_FROM:
+            payload = self._lie(bytes(payload))
+        return self._links.send(peer, message, payload)
 
 
-def liar(span: Span, lie: Lie) -> Liar:
-    """A liar that hosts a span."""
-    engine = ToyShard(MANIFEST, layer_time_s=1e-5)  # so that routes prefer it
-    engine.load(span)
-    return Liar(engine, LAYERS, capacity_layers=span.layers, lie=lie)
+def corrupt(node: LiveNode, lie: Lie) -> None:
+    """From now on this node lies."""
+    node.links = LyingLinks(node.links, lie)  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("lie", LIES)
 async def test_a_liar_is_replaced(lie: str, place: int) -> None:
+    quick = ToyShard(MANIFEST, layer_time_s=1e-5)  # so that routes prefer it
     workers = [toy_worker(span) for span in THIRDS]
-    async with staged([liar(THIRDS[place], LIES[lie]), *workers]) as cast:
-        asking = asyncio.ensure_future(cast.ask(PROMPT))
-        assert await asking == await truth(PROMPT)
+    async with staged([toy_worker(THIRDS[place], quick), *workers]) as cast:
+        corrupt(cast.workers[0], LIES[lie])
+        assert await cast.ask(PROMPT) == await truth(PROMPT)
         peer = cast.workers[0].machine.peer
         assert [peer] == [lost for repair in cast.repairs for lost in repair.lost]
