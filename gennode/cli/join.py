@@ -28,6 +28,7 @@ from gennode.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from gennode.node.join import Joined
     from gennode.node.transports import TransportName
 
 
@@ -93,7 +94,7 @@ def command(
     tame_threads(threads)
     import asyncio
 
-    from gennode.node.join import Joined, JoinOptions, join
+    from gennode.node.join import JoinOptions, join
     from gennode.node.transports import Listening
     from gennode.wire.ids import Span
     from gennode.wire.release import parse_line
@@ -102,16 +103,7 @@ def command(
         if as_json:
             print_json(joined)
             return
-        loaded = spans_text(joined.spans)
-        each_ms = joined.layer_time_s * 1e3
-        note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
-        note(joined.account.words)
-        note(f"of model {joined.model}, which others can fetch from here with --model")
-        note(REACH_TEXT[joined.reach])
-        note("others join, or ask, with:")
-        for address in joined.addresses:
-            print(f"  --bootstrap {address}", flush=True)
-        note("Ctrl-C leaves.")
+        _tell(joined)
 
     options = JoinOptions(
         state=state,
@@ -127,3 +119,21 @@ def command(
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))
     note("left.")
+
+
+def _tell(joined: Joined) -> None:
+    """What is hosted, and how others get at it."""
+    loaded = spans_text(joined.spans)
+    each_ms = joined.layer_time_s * 1e3
+    note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
+    note(joined.account.words)
+    note(
+        f"of model {joined.model}, which others can fetch from here with --model"
+        if joined.is_fetchable
+        else f"of model {joined.model}; others need the same GGUF file, and give its folder"
+    )
+    note(REACH_TEXT[joined.reach])
+    note("others join, or ask, with:")
+    for address in joined.addresses:
+        print(f"  --bootstrap {address}", flush=True)
+    note("Ctrl-C leaves.")

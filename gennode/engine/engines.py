@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.hashing import Progress
-from gennode.engine.checkpoint.weights import ModelFolder, open_model
-from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf
+from gennode.engine.checkpoint.weights import ModelFolder, open_model, read_shape
+from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf, read_gguf_shape
 from gennode.engine.seam import DEFAULT_CACHE_BYTES, OwnerEngine, Precision, ShardEngine
 from gennode.errors import UsageError
-from gennode.wire.manifest import Manifest
+from gennode.wire.manifest import Manifest, ModelShape
 
 Folder = ModelFolder | GgufFolder
 """A model on disk, in either of the formats that are computed here."""
@@ -49,6 +49,21 @@ def open_folder(
     if is_gguf(path):
         return open_gguf(path, progress=progress, cache=cache, known=known)
     return open_model(path, progress=progress, cache=cache, known=known)
+
+
+def read_folder_shape(path: Path) -> ModelShape:
+    """The sizes that a folder's files state, nothing hashed. Raises ModelError."""
+    return read_gguf_shape(path) if is_gguf(path) else read_shape(path)
+
+
+def refuse_gguf(folder: Folder, what: str) -> ModelFolder:
+    """The folder, for what takes the model in parts; UsageError that says `what` a GGUF can't."""
+    if isinstance(folder, GgufFolder):
+        raise UsageError(
+            f"a GGUF file can't {what}: it is used whole, from a folder of one's own",
+            hint="take the same model in Hugging Face format",
+        )
+    return folder
 
 
 def shard_engine(

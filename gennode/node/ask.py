@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.checkpoint.weights import ModelFolder, open_model
-from gennode.engine.engines import owner_engine
+from gennode.engine.engines import Folder, open_folder, owner_engine
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import ChatMessage, OwnerEngine
 from gennode.engine.text.stream import TextStream
@@ -156,7 +155,7 @@ async def asking(
     if not is_model_id(model) and not is_line(model):
         path = find_or_download(model, progress)
         with progress("checking the model's files") as report:
-            folder = open_model(path, progress=report, cache=hash_cache())
+            folder = open_folder(path, progress=report, cache=hash_cache())
         owner = await _load(folder, progress)
     async with running(
         Key(os.urandom(SEED_BYTES)),
@@ -195,14 +194,14 @@ async def _newest(node: LiveNode, line: Line) -> ModelId:
     return choose_version(release, node.live())
 
 
-async def _load(folder: ModelFolder, progress: ShowProgress) -> OwnerEngine:
+async def _load(folder: Folder, progress: ShowProgress) -> OwnerEngine:
     with progress("loading the head", unit="steps"):
         return await asyncio.to_thread(owner_engine, folder)
 
 
-async def _fetch(node: LiveNode, model: ModelId, progress: ShowProgress) -> ModelFolder:
+async def _fetch(node: LiveNode, model: ModelId, progress: ShowProgress) -> Folder:
     """What an owner needs of a model, from peers."""
     await node.hear(model)
     path = weights_folder(model)
     await fetch_span(node, model, None, owner=True, folder=path, progress=progress)
-    return await asyncio.to_thread(open_model, path)
+    return await asyncio.to_thread(open_folder, path)

@@ -16,7 +16,8 @@ import platformdirs
 
 from gennode.engine.checkpoint.layout import needed
 from gennode.engine.checkpoint.shelf import MANIFEST, PartialFolder
-from gennode.errors import GennodeError, NetworkError, RemoteError
+from gennode.engine.gguf.folder import SUFFIX as GGUF_SUFFIX
+from gennode.errors import GennodeError, ModelError, NetworkError, RemoteError
 from gennode.mesh.blobs.fetch import OnBreach, fetch_chunks
 from gennode.mesh.blobs.fetching import MAX_SOURCES, PROTOCOL
 from gennode.mesh.blobs.server import BlobServer, Shelf
@@ -55,6 +56,11 @@ def weights_key(model: ModelId, layer: int) -> bytes:
     return hashlib.sha256(f"gennode/weights/{model}/{layer}".encode()).digest()
 
 
+def comes_in_parts(manifest: Manifest) -> bool:
+    """Whether a span of a model's layers can be fetched without all others: not of GGUF."""
+    return not any(file.name.endswith(GGUF_SUFFIX) for file in manifest.files)
+
+
 async def fetch_span(
     node: LiveNode,
     model: ModelId,
@@ -75,6 +81,10 @@ async def fetch_span(
     """
     sources = await find_sources(node, model, span)
     manifest = await fetch_manifest(node, model, folder=folder, sources=sources)
+    if not comes_in_parts(manifest):
+        names = ", ".join(sorted(file.name for file in manifest.files))
+        raise ModelError(f"model {model[:12]}… is a GGUF file, which peers don't pass on in parts",
+                         hint=f"get {names:.200} elsewhere, and give their folder")  # fmt: skip
     partial = await asyncio.to_thread(PartialFolder.create, folder, manifest)
     starts = range(0, max(1, len(sources)), MAX_SOURCES)
     batches = [sources[start : start + MAX_SOURCES] for start in starts][:MAX_BATCHES]

@@ -14,14 +14,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.child.process import ComputeProcess
 from gennode.engine.child.shard import ChildShard
 from gennode.engine.devices import check_device
-from gennode.engine.engines import EngineOptions, shard_engine
+from gennode.engine.engines import EngineOptions, Folder, open_folder, refuse_gguf, shard_engine
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
+    comes_in_parts,
     fetch_manifest,
     fetch_span,
     is_model_id,
@@ -80,6 +80,8 @@ class Joined(msgspec.Struct, frozen=True):
     layer_time_s: float
     compute_class: str
     account: Account
+    is_fetchable: bool
+    """Whether others can get the model's weights from here."""
 
 
 async def join(
@@ -98,7 +100,9 @@ async def join(
         if not is_model_id(options.model):
             path = find_or_download(options.model, progress)
             with progress("checking the model's files") as report:
-                folder = open_model(path, progress=report, cache=hash_cache())
+                folder = open_folder(path, progress=report, cache=hash_cache())
+            if options.follow is not None:
+                refuse_gguf(folder, "follow releases")
             _capacity(folder.manifest.shape, options)
         async with (
             stoppable(leash=options.leash) as stop,
@@ -129,7 +133,7 @@ async def join(
                 _end_engines(node)
 
 
-def _compute(folder: ModelFolder | None, options: JoinOptions) -> ComputeProcess:
+def _compute(folder: Folder | None, options: JoinOptions) -> ComputeProcess:
     """The process that is to compute: this node's own computes nothing."""
     path = folder.path if folder else weights_folder(ModelId(options.model))
     path.mkdir(parents=True, exist_ok=True)
@@ -173,11 +177,11 @@ async def _measure(
 
 async def _take_place(
     node: LiveNode,
-    folder: ModelFolder | None,
+    folder: Folder | None,
     compute: ComputeProcess,
     options: JoinOptions,
     progress: ShowProgress,
-) -> tuple[Worker, ModelFolder]:
+) -> tuple[Worker, Folder]:
     """Choose layers, get their weights from peers if they are not here, load and announce them."""
     if folder is None:
         model = ModelId(options.model)
@@ -186,7 +190,7 @@ async def _take_place(
             manifest = await fetch_manifest(node, model, folder=weights_folder(model))
         span = _place(node, model, manifest.shape, options)
         path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
-        folder = await asyncio.to_thread(open_model, path)
+        folder = await asyncio.to_thread(open_folder, path)
     else:
         if not node.is_alone and options.span is None:
             await node.hear(folder.manifest.model)
@@ -206,7 +210,7 @@ def _place(node: LiveNode, model: ModelId, shape: ModelShape, options: JoinOptio
     return place_newcomer(node.machine, time.monotonic(), model, shape, capacity)
 
 
-def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: ModelFolder) -> None:
+def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: Folder) -> None:
     """Take part in planning, and go where plans and gaps want this worker."""
     model, engine = folder.manifest.model, worker.engine
 
@@ -214,7 +218,7 @@ def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: Mode
         if not folder.is_partial:
             return
         path = await fetch_span(node, model, span, folder=folder.path)
-        fuller = await asyncio.to_thread(open_model, path)
+        fuller = await asyncio.to_thread(open_folder, path)
         await node.in_engine_thread(lambda: engine.reread(path))
         shared.add(fuller.shelf, fuller.whole_layers())
 
@@ -226,7 +230,7 @@ def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: Mode
 
 
 def _following(
-    node: LiveNode, shared: Sharing, folder: ModelFolder, options: JoinOptions, line: Line
+    node: LiveNode, shared: Sharing, folder: Folder, options: JoinOptions, line: Line
 ) -> Following:
     """How this worker gets at the versions of a line, beginning with the one in `folder`."""
     folders = {folder.manifest.model: folder}
@@ -236,7 +240,7 @@ def _following(
         await fetch_span(node, model, span, folder=weights_folder(model), local=local)
 
     def make(model: ModelId, span: Span) -> Worker:
-        folders[model] = open_model(weights_folder(model))
+        folders[model] = open_folder(weights_folder(model))
         return _worker(folders[model], dataclasses.replace(options, span=span))
 
     def gained(model: ModelId) -> None:
@@ -269,9 +273,7 @@ def _capacity(shape: ModelShape, options: JoinOptions) -> int:
     return found.fitting_layers
 
 
-def _worker(
-    folder: ModelFolder, options: JoinOptions, compute: ComputeProcess | None = None
-) -> Worker:
+def _worker(folder: Folder, options: JoinOptions, compute: ComputeProcess | None = None) -> Worker:
     shape = folder.manifest.shape
     capacity = _capacity(shape, options)
     cache_bytes = account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
@@ -297,7 +299,7 @@ def _worker(
     )
 
 
-def _joined(node: LiveNode, worker: Worker, folder: ModelFolder, options: JoinOptions) -> Joined:
+def _joined(node: LiveNode, worker: Worker, folder: Folder, options: JoinOptions) -> Joined:
     hosting = worker.hosting()
     return Joined(
         peer=node.machine.peer,
@@ -310,4 +312,5 @@ def _joined(node: LiveNode, worker: Worker, folder: ModelFolder, options: JoinOp
         layer_time_s=hosting.layer_time_s,
         compute_class=hosting.compute_class,
         account=account(folder.manifest.shape, options.memory_bytes or 0),
+        is_fetchable=comes_in_parts(folder.manifest),
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.checkpoint.weights import find_model, open_model
+from gennode.engine.checkpoint.weights import find_model
+from gennode.engine.engines import open_folder, refuse_gguf
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import Sharing
 from gennode.node.live import LiveNode
@@ -108,7 +109,8 @@ async def publish(
     with state.locked():
         key, record = state.key(), Record(options.state)
         with progress("checking the model's files") as report:
-            folder = open_model(find_model(options.model), progress=report, cache=hash_cache())
+            opened = open_folder(find_model(options.model), progress=report, cache=hash_cache())
+        folder = refuse_gguf(opened, "be published")
         model, layers = folder.manifest.model, folder.manifest.shape.layers
         async with (
             stoppable(leash=False) as stop,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.engines import open_folder
 from gennode.errors import NoRouteError
 from gennode.node.fetch import fetch_manifest, is_model_id, weights_folder
 from gennode.node.hub import find_or_download
@@ -141,6 +141,6 @@ async def _look_up(
     else:
         path = find_or_download(model, progress)
         with progress("checking the model's files") as report:
-            folder = await asyncio.to_thread(open_model, path, progress=report, cache=hash_cache())
+            folder = await asyncio.to_thread(open_folder, path, progress=report, cache=hash_cache())
         manifest = folder.manifest
     return manifest.model, manifest.shape

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from gennode.engine.checkpoint.layout import MAX_CONFIG_BYTES, OPTIONAL, TOKENIZ
 from gennode.engine.checkpoint.shelf import FolderShelf
 from gennode.engine.gguf.layers import GgufModel, open_file
 from gennode.errors import ModelError
-from gennode.wire.manifest import Manifest
+from gennode.wire.manifest import Manifest, ModelShape
 
 SUFFIX = ".gguf"
 
@@ -40,6 +41,12 @@ def is_gguf(path: Path) -> bool:
     return path.is_dir() and any(each.suffix == SUFFIX for each in path.iterdir())
 
 
+def read_gguf_shape(path: Path) -> ModelShape:
+    """The sizes that a folder's one GGUF file states, nothing hashed. Raises ModelError."""
+    with _readable(path):
+        return open_file(_only_file(path)).shape
+
+
 def open_gguf(
     path: Path,
     *,
@@ -49,12 +56,8 @@ def open_gguf(
 ) -> GgufFolder:
     """Check a folder's one GGUF file and hash it; see open_model. Raises ModelError."""
     folder = path.resolve()
-    try:
-        files = sorted(each.name for each in folder.iterdir() if each.suffix == SUFFIX)
-        if len(files) != 1:
-            raise ModelError(f"{folder} has {len(files)} GGUF files, not one",
-                             hint="put the one to be used into a folder of its own")  # fmt: skip
-        gguf = open_file(folder / files[0])
+    with _readable(folder):
+        gguf = open_file(_only_file(folder))
         if not (folder / TOKENIZER).is_file():
             raise ModelError(f"{folder} lacks {TOKENIZER}",
                              hint="take it from the model in Hugging Face format")  # fmt: skip
@@ -63,15 +66,29 @@ def open_gguf(
             if (folder / name).stat().st_size > MAX_CONFIG_BYTES:
                 raise ModelError(f"{name} has over {MAX_CONFIG_BYTES} bytes",
                                  hint="download the model again")  # fmt: skip
-        names = sorted([files[0], TOKENIZER, *beside])
+        names = sorted([gguf.file.name, TOKENIZER, *beside])
         sizes = {name: (folder / name).stat().st_size for name in names}
         if known and sizes == {file.name: file.size_bytes for file in known.files}:
             manifest = Manifest(gguf.shape, known.files)
         else:
             manifest = Manifest(gguf.shape, hash_files(folder, names, progress, cache))
+    return GgufFolder(folder, gguf, manifest, FolderShelf(folder, manifest))
+
+
+def _only_file(folder: Path) -> Path:
+    files = [each for each in folder.iterdir() if each.suffix == SUFFIX]
+    if len(files) != 1:
+        raise ModelError(f"{folder} has {len(files)} GGUF files, not one",
+                         hint="put the one to be used into a folder of its own")  # fmt: skip
+    return files[0]
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ModelError(
             f"{error.filename or folder} can't be read: {error.strerror}",
             hint="check that the file is there and that you may read it",
         ) from error
-    return GgufFolder(folder, gguf, manifest, FolderShelf(folder, manifest))

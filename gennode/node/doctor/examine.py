@@ -22,8 +22,9 @@ import platformdirs
 import psutil
 from packaging.requirements import Requirement
 
-from gennode.engine.checkpoint.weights import find_model, open_model, read_shape
+from gennode.engine.checkpoint.weights import find_model
 from gennode.engine.devices import check_device
+from gennode.engine.engines import open_folder, read_folder_shape
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
 from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
 from gennode.mesh.p2pd.daemon import find_binary
@@ -212,10 +213,10 @@ def _model(wanted: Wanted) -> Model | None:
             raise _OutOfTimeError
 
     try:
-        shape = open_model(path, progress=report, cache=hash_cache()).manifest.shape
+        shape = open_folder(path, progress=report, cache=hash_cache()).manifest.shape
         is_hashed = True
     except _OutOfTimeError:
-        shape, is_hashed = read_shape(path), False
+        shape, is_hashed = read_folder_shape(path), False
     found = account(shape, _memory(wanted).allowed_bytes)
     return Model(str(path), shape.layers, found.layer_bytes, found.fitting_layers, is_hashed)
 
