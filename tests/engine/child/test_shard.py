@@ -19,6 +19,7 @@ from gennode.engine.engines import EngineOptions, shard_engine
 from gennode.engine.seam import ShardEngine, States, StepInput
 from gennode.errors import DeviceError, GennodeError, LocalError, ResourceError
 from gennode.wire.ids import Span
+from tools.tiny_models import LAYERS, make_tiny
 
 LONG_S = 100.0  # for what a busy machine does in its own time
 OPTIONS = EngineOptions(precision="fp32", max_cache_bytes=64 * 1024**2, isolated=True)
@@ -124,6 +125,22 @@ def test_it_does_what_the_engine_inside_does(
     for here, there in zip(deeds(inside, whole), deeds(shard, whole), strict=True):
         assert here == there
     assert shard.profile() is shard.profile()
+
+
+def test_the_librarys_own_classes_compute_inside_as_well(tmp_path: Path) -> None:
+    """They import far more than the fast engine does, and nothing of it may need the outside."""
+    make_tiny("gemma2", tmp_path)
+    folder, whole = open_model(tmp_path), Span(0, LAYERS)
+    inside = ChildShard(folder, OPTIONS)
+    found = []
+    try:
+        for engine in (inside, shard_engine(folder, replace(OPTIONS, isolated=False))):
+            engine.load(whole)
+            engine.open("a", whole, 8)
+            found.append(engine.step([StepInput("a", 0, states(5, engine.dim))])[0].tolist())
+    finally:
+        inside.shutdown()
+    assert found[0] == found[1]
 
 
 def test_another_folder_is_refused(shard: ChildShard, folder: ModelFolder, tmp_path: Path) -> None:
