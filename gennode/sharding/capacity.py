@@ -42,13 +42,16 @@ def layer_bytes(shape: ModelShape, *, weight_bytes: float = FLOAT32_BYTES) -> in
     return math.ceil(shape.layer_parameters * weight_bytes)
 
 
-def position_bytes(shape: ModelShape, *, number_bytes: int = FLOAT32_BYTES) -> int:
-    """Bytes that the KV cache of one layer takes for one position of one session."""
-    return shape.position_elements * number_bytes
+def position_bytes(shape: ModelShape, *, number_bytes: float = FLOAT32_BYTES) -> int:
+    """Bytes that the KV cache of one layer takes for one position of one session.
+
+    `number_bytes` is the mean per number, as `weight_bytes` is per weight.
+    """
+    return math.ceil(shape.position_elements * number_bytes)
 
 
 def cache_bytes(
-    shape: ModelShape, *, sessions: int, positions: int, number_bytes: int = FLOAT32_BYTES
+    shape: ModelShape, *, sessions: int, positions: int, number_bytes: float = FLOAT32_BYTES
 ) -> int:
     """Bytes of one layer's KV cache with `sessions` sessions of `positions` positions each."""
     return sessions * positions * position_bytes(shape, number_bytes=number_bytes)
@@ -61,7 +64,7 @@ def hosting_bytes(
     sessions: int,
     positions: int,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
 ) -> int:
     """Bytes that hosting `layers` layers takes: their weights and their full KV caches."""
     cache = cache_bytes(shape, sessions=sessions, positions=positions, number_bytes=number_bytes)
@@ -75,7 +78,7 @@ def layers_that_fit(
     sessions: int,
     positions: int,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
 ) -> int:
     """The most layers of this model, 0 to all of them, whose hosting fits in `memory_bytes`."""
     each = hosting_bytes(
@@ -96,7 +99,7 @@ def sessions_that_fit(
     layers: int,
     positions: int,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
 ) -> int:
     """The most sessions of `positions` positions that fit beside the weights of `layers` layers.
 
@@ -131,7 +134,7 @@ def layer_time(
     *,
     batch: int,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
 ) -> LayerTime:
     """The roofline of one layer over `batch` ≥ 1 tokens of as many sessions of `positions` each.
@@ -160,7 +163,7 @@ def layer_cost(
     machine: Machine,
     *,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
 ) -> LayerCost:
     """`layer_time` as a line through its values for 1 and 32 tokens, which are exact.
@@ -207,7 +210,7 @@ def demand_of(
     shape: ModelShape,
     *,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
     step_limit_s: float = 0.2,
 ) -> Demand:
@@ -275,7 +278,7 @@ def account(
     sessions: int = PLANNED_SESSIONS,
     positions: int = PLANNED_POSITIONS,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
 ) -> Account:
     """What `memory_bytes` are good for; `layers` hosts fewer than fit, so that caches get more."""
     planned = min(positions, shape.max_positions)

@@ -36,6 +36,9 @@ _MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
 # than a thousandth. `int7` is int8 where the processor has no instruction for it.
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int7": 1.0}
 
+# Of a number in a cache of 8 bits: each head's row has a scale in fp16, and 32 numbers or more.
+_SHORT_CACHE, _SHORT_CACHE_BYTES = "kv8", 1.07
+
 
 def candidate_of(
     announcement: Announcement,
@@ -43,7 +46,7 @@ def candidate_of(
     shape: ModelShape,
     *,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
 ) -> Candidate | None:
     """What a peer would be worth for a model; None if it neither hosts nor offers to in earnest.
@@ -106,7 +109,7 @@ def snapshot_of(
     epoch: int,
     step_limit_s: float = 0.2,
     weight_bytes: float = FLOAT32_BYTES,
-    number_bytes: int = FLOAT32_BYTES,
+    number_bytes: float = FLOAT32_BYTES,
     positions: int = PLANNED_POSITIONS,
     with_fixed: bool = False,
 ) -> Snapshot:
@@ -167,7 +170,7 @@ def _memory_bytes(
     hosting: Hosting,
     shape: ModelShape,
     weight_bytes: float,
-    number_bytes: int,
+    number_bytes: float,
     positions: int,
 ) -> int:
     """What a peer gives, in the plan's formats; 0 if it does not say.
@@ -192,15 +195,19 @@ def _memory_bytes(
     return max(0, int(machine.memory_bytes * (each / own)))
 
 
-def formats(compute_class: str) -> tuple[float, int] | None:
+def formats(compute_class: str) -> tuple[float, float] | None:
     """Bytes of a weight, and of a number of the cache, in a compute class; None if unknown.
 
-    Caches are in fp32 on CPUs, whatever the weights are in, and else as wide as products.
+    Caches that are not in 8 bits are in fp32 on CPUs, whatever the weights are in, and else as
+    wide as products.
     """
-    name, _, device = compute_class.partition("-")
+    name, _, rest = compute_class.partition("-")
+    cache, _, device = rest.rpartition("-")
     weights = _WEIGHT_BYTES.get(name)
     if weights is None:
         return None
+    if cache == _SHORT_CACHE:
+        return weights, _SHORT_CACHE_BYTES
     return weights, 4 if device == "cpu" or weights == 4 else 2
 
 
@@ -209,7 +216,7 @@ def _cost(
     hosting: Hosting,
     shape: ModelShape,
     weight_bytes: float,
-    number_bytes: int,
+    number_bytes: float,
     positions: int,
 ) -> LayerCost:
     """What the peer measured; what follows from its machine if it did not (0 s).

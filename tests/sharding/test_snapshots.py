@@ -114,6 +114,15 @@ def test_room_that_the_memory_contradicts_is_not_counted_but_what_is_held_is() -
     assert snapshots.formats("something-new") is None
 
 
+def test_a_cache_in_8_bits_counts_a_byte_and_its_part_of_a_scale() -> None:
+    for weights, device in (("fp32", "cpu"), ("int8", "cpu"), ("bf16", "cuda")):
+        found = snapshots.formats(f"{weights}-kv8-{device}")
+        assert found is not None
+        assert found[1] == pytest.approx(1.07)
+    weights_bytes, _ = snapshots.formats("int8-kv8-cpu") or (0, 0)
+    assert weights_bytes == 1
+
+
 def test_an_unknown_further_time_is_that_of_the_first_and_none_is_longer() -> None:
     assert candidate(hosting(further_time_s=None)).cost == LayerCost(0.0, 0.01)
     assert candidate(hosting(further_time_s=0.02)).cost == LayerCost(0.0, 0.01)
