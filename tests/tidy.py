@@ -26,8 +26,11 @@ UNSAFE_CALLS = frozenset(
     | {"yaml.unsafe_load", "pandas.read_pickle"}
 )
 SEAMS = {  # the only place where each outside thing may be imported
+    "gguf": ("gennode/engine/gguf/owner.py",),
     "hivemind": (),
     "huggingface_hub": ("gennode/engine/any/", "gennode/node/hub.py"),
+    "jinja2": ("gennode/engine/text/render.py",),
+    "llama_cpp": ("gennode/engine/gguf/native.py",),
     "matplotlib": ("gennode/node/crowd/chart.py",),
     "libp2p": ("gennode/mesh/pylibp2p",),
     "pycrdt": ("gennode/consensus/ledger.py",),
@@ -36,7 +39,13 @@ SEAMS = {  # the only place where each outside thing may be imported
     "trio": ("gennode/mesh/pylibp2p",),
     "web3": ("gennode/node/anchor.py",),
 }
-WITHOUT_TORCH = tuple(f"gennode/engine/{name}.py" for name in ("contract", "sample", "seam", "toy"))
+WITHOUT_TORCH = tuple(
+    f"gennode/engine/{name}"
+    for name in (
+        "batch/", "cache/pages.py", "cache/prefix.py", "contract.py", "sample.py", "seam.py",
+        "toy.py",
+    )
+)  # fmt: skip
 SHOWS_FORBIDDEN_ACTS = "tests/audited.py"  # to prove that the audit hook sees them
 PURE = ("gennode/wire/", "gennode/sharding/", "gennode/verify/", "gennode/consensus/")
 UNITLESS = frozenset({"delay", "duration", "interval", "latency", "timeout", "ttl"})
