@@ -36,6 +36,13 @@ _MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
 # than a thousandth. `int7` is int8 where the processor has no instruction for it.
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int7": 1.0}
 
+# In GGUF: bytes by weights of a block, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+_GGUF_WEIGHT_BYTES = {
+    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q6_k": 210 / 256, "q5_k": 176 / 256,
+    "q4_k": 144 / 256, "q4_0": 18 / 32,
+}  # fmt: skip
+_GGUF, _GGUF_CACHE_BYTES = "gguf-", 2  # llama.cpp keeps keys and values in fp16, on CPUs as well
+
 # Of a number in a cache of 8 bits: each head's row has a scale in fp16, and 32 numbers or more.
 _SHORT_CACHE, _SHORT_CACHE_BYTES = "kv8", 1.07
 
@@ -198,11 +205,15 @@ def _memory_bytes(
 def formats(compute_class: str) -> tuple[float, float] | None:
     """Bytes of a weight, and of a number of the cache, in a compute class; None if unknown.
 
-    Caches that are not in 8 bits are in fp32 on CPUs, whatever the weights are in, and else as
-    wide as products.
+    A class is `weights-device`, `weights-kv8-device` or `gguf-kind-device`. Caches that are
+    neither in 8 bits nor llama.cpp's are in fp32 on CPUs, whatever the weights are in, and else
+    as wide as products.
     """
-    name, _, rest = compute_class.partition("-")
-    cache, _, device = rest.rpartition("-")
+    stored, _, device = compute_class.rpartition("-")
+    if stored.startswith(_GGUF):
+        kind = _GGUF_WEIGHT_BYTES.get(stored.removeprefix(_GGUF))
+        return None if kind is None else (kind, _GGUF_CACHE_BYTES)
+    name, _, cache = stored.partition("-")
     weights = _WEIGHT_BYTES.get(name)
     if weights is None:
         return None

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gennode.engine.gguf.format import KINDS
 from gennode.sharding import capacity, snapshots
 from gennode.wire.announcement import Announcement, Hosting, Machine
 from gennode.wire.coordinates import Coordinate
@@ -121,6 +122,14 @@ def test_a_cache_in_8_bits_counts_a_byte_and_its_part_of_a_scale() -> None:
         assert found[1] == pytest.approx(1.07)
     weights_bytes, _ = snapshots.formats("int8-kv8-cpu") or (0, 0)
     assert weights_bytes == 1
+
+
+def test_each_kind_of_gguf_counts_the_blocks_that_its_weights_are_in() -> None:
+    for kind in KINDS.values():
+        found = snapshots.formats(f"gguf-{kind.name.lower()}-cpu")
+        assert found == (kind.size_bytes / kind.values, 2)
+    assert snapshots.formats("gguf-q2_k-cpu") is None
+    assert snapshots.formats("gguf-cpu") is None
 
 
 def test_an_unknown_further_time_is_that_of_the_first_and_none_is_longer() -> None:
