@@ -9,6 +9,7 @@ import click
 
 from gennode.cli.options import (
     bootstrap_option,
+    device_options,
     listen_options,
     memory_option,
     model_option,
@@ -31,7 +32,7 @@ _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"
 @state_option
 @model_option
 @memory_option
-@click.option("--gpu", is_flag=True, help="The node is to compute on the GPU.")
+@device_options
 @JSON_OPTION
 @click.pass_context
 def command(
@@ -43,19 +44,20 @@ def command(
     state: Path,
     model: str,
     memory: int | None,
-    gpu: bool,
+    device: str,
     as_json: bool,
 ) -> None:
     """Examine this machine and its network: what works, what does not, and what helps.
 
-    Takes the options of `gennode join`, and tells what that would meet, within some fifteen
-    seconds. It leaves nothing behind but the model's hashes in the cache. With --bootstrap it
-    also asks those peers how others can reach this machine, and if only a relay can, whether
-    they carry for it (ten seconds more).
+    Takes the options of `gennode join`, and tells what that would meet, within some twenty
+    seconds. Of the device it measures how fast it reads weights, computes and copies. It leaves
+    nothing behind but the model's hashes in the cache. With --bootstrap it also asks those peers
+    how others can reach this machine, and if only a relay can, whether they carry for it (ten
+    seconds more).
 
     The exit code is 0 if nothing fails (warnings are fine), else that with which `gennode join`
     would end: 2 settings, versions or the node's key; 3 the model; 4 the network; 6 memory,
-    disk or open files; 7 the GPU.
+    disk or open files; 7 the device.
     """
     tame_threads()
     import asyncio
@@ -73,7 +75,7 @@ def command(
         port=port,
         bootstrap=bootstrap,
         memory_bytes=memory,
-        gpu=gpu,
+        device=device,
     )
     facts = asyncio.run(examine(wanted, progress=progress))
     findings = diagnose(facts)

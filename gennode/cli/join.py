@@ -11,6 +11,7 @@ from gennode.cli.options import (
     Finite,
     Layers,
     bootstrap_option,
+    device_options,
     listen_options,
     memory_option,
     model_option,
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="join", short_help="Host layers of a model for the swarm.")
-@click.option("--gpu", "device", flag_value="gpu", help="Compute on the GPU (exit 7 without).")
-@click.option("--cpu", "device", flag_value="cpu", default="cpu", help="Compute on the CPU.")
+@device_options
 @model_option
 @click.option(
     "--layers",

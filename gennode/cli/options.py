@@ -120,6 +120,25 @@ def memory_option(command: F) -> F:
     )(command)
 
 
+def device_options(command: F) -> F:
+    """`--device`, and `--gpu` and `--cpu`, its short forms: what computes."""
+    for option in (
+        click.option("--cpu", "device", flag_value="cpu", help="The same as --device cpu."),
+        click.option("--gpu", "device", flag_value="gpu", help="The same as --device gpu."),
+        click.option(
+            "--device",
+            "device",
+            default="cpu",
+            show_default=True,
+            metavar="NAME",
+            help="What computes: cpu, gpu (whichever there is), or one by name: cuda, cuda:1 for "
+            "the second of several (AMD's as well), mps (Apple's). Exit 7 if it is not there.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def listen_options(command: F) -> F:
     """`--host` and `--port`: where to listen."""
     for option in (

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from gennode.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
+
+_MAX_NAME, _MAX_ROW_COUNTS = 200, 16  # of a report: a line or two on a terminal
 
 _NAME = re.compile(r"(cpu|cuda|mps)(?::(\d{1,2}))?", re.ASCII)
 
@@ -24,6 +27,42 @@ class DeviceMemory:
 
     total_bytes: int
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """What a device was measured to do; see `gennode.engine.report.measure_device`.
+
+    `device`: as torch names it; `name`: as its maker does; `memory`: its own, or the machine's
+    where it has none; `dtype`: of the weights that were multiplied. `layer`: whose products were
+    timed, such as `1.1 B` for a layer of a Llama of 1.1 billion parameters; `layer_bytes`: their
+    weights; `layer_times_s`: by numbers of rows. Copies are between the machine's memory and the
+    device's; None where they are the same.
+    """
+
+    device: str
+    name: str
+    memory: DeviceMemory
+    dtype: str
+    flops_per_s: float
+    read_bytes_per_s: float
+    layer: str
+    layer_bytes: int
+    layer_times_s: dict[int, float]
+    to_device_bytes_per_s: float | None
+    from_device_bytes_per_s: float | None
+
+    def is_sound(self) -> bool:
+        """Whether these are figures of some device, and words for a terminal."""
+        copies = (self.to_device_bytes_per_s, self.from_device_bytes_per_s)
+        figures = [self.flops_per_s, self.read_bytes_per_s, *self.layer_times_s.values()]
+        figures += [copy for copy in copies if copy is not None]
+        words = (self.device, self.name, self.dtype, self.layer)
+        return (
+            0 < len(self.layer_times_s) <= _MAX_ROW_COUNTS
+            and all(0 < figure < inf for figure in figures)
+            and all(len(each) <= _MAX_NAME and each.isprintable() for each in words)
+        )
 
 
 def check_device(device: str) -> None:

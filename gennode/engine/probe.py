@@ -32,6 +32,10 @@ MIN_MATRIX_DIM, MAX_MATRIX_DIM = 1024, 4096
 MAX_READ_BYTES = 256 * 1024**2
 MEMORY_SHARE = 4
 
+# Accelerators keep 50 MB at hand, and read faster than small products can be begun.
+MAX_ACCELERATOR_DIM = 8192
+MAX_ACCELERATOR_BYTES = 1024**3
+
 PASS_DIM = 4096  # of the states that a pass takes in and gives out
 _HEAD_DIM = 128
 
@@ -52,7 +56,7 @@ def measure_machine(
     those who know them. `progress` is told (stages done, stages in all). Takes some 350 MB for
     as long as it measures. Raises DeviceError, ResourceError.
     """
-    probe = _Probe(torch.device(pick_device(device)), dtype, clock)
+    probe = Probe(torch.device(pick_device(device)), dtype, clock)
 
     def done(stages: int) -> None:
         if progress is not None:
@@ -75,7 +79,9 @@ def measure_machine(
 
 
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
+    """Measurements of one device with weights of one dtype, to be made in inference mode."""
+
     device: torch.device
     dtype: torch.dtype
     clock: Callable[[], float]
@@ -83,6 +89,9 @@ class _Probe:
     def flops_per_s(self) -> float:
         """Operations per second of a large square product, on all threads."""
         end_s = self.clock() + COMPUTE_S
+        if self.device.type != "cpu":
+            dim = self._large_dim()
+            return 2 * dim * dim * dim / self.median_s(self._product(dim), end_s)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -93,18 +102,27 @@ class _Probe:
         dim = MIN_PRODUCT_DIM
         while dim < MAX_PRODUCT_DIM and 8 * expected_s <= PRODUCT_S:
             dim, expected_s = 2 * dim, 8 * expected_s
-        return 2 * dim * dim * dim / self._median_s(self._product(dim), end_s)
+        return 2 * dim * dim * dim / self.median_s(self._product(dim), end_s)
+
+    def _large_dim(self) -> int:
+        """Of a product that keeps an accelerator busy: small ones only take a while to begin."""
+        dim = MIN_PRODUCT_DIM
+        while dim < MAX_PRODUCT_DIM and 8 * self._time_s(self._product(dim)) <= PRODUCT_S:
+            dim *= 2
+        return dim
 
     def memory_bytes_per_s(self, limit_bytes: int) -> float:
         """Bytes of weights per second that products with one row read."""
         end_s = self.clock() + READ_S
-        dim = MAX_MATRIX_DIM
+        is_cpu = self.device.type == "cpu"
+        dim = MAX_MATRIX_DIM if is_cpu else MAX_ACCELERATOR_DIM
+        max_bytes = MAX_READ_BYTES if is_cpu else MAX_ACCELERATOR_BYTES
         while dim > MIN_MATRIX_DIM and dim * dim * self.dtype.itemsize > limit_bytes:
             dim //= 2
         each_bytes = dim * dim * self.dtype.itemsize
         products = [make_linear(self._matrix(dim), None)]
         while (
-            (len(products) + 1) * each_bytes <= min(limit_bytes, MAX_READ_BYTES)
+            (len(products) + 1) * each_bytes <= min(limit_bytes, max_bytes)
             and self.clock() < end_s - READ_S / 2
         ):  # fmt: skip
             products.append(make_linear(self._matrix(dim), None))
@@ -115,7 +133,7 @@ class _Probe:
                 product(row)
 
         run()
-        return len(products) * each_bytes / self._median_s(run, end_s)
+        return len(products) * each_bytes / self.median_s(run, end_s)
 
     def pass_s(self) -> float:
         """Seconds that a pass of one row takes beside its layers."""
@@ -130,7 +148,7 @@ class _Probe:
             rows.cpu().numpy()
 
         run()
-        return self._median_s(run, end_s)
+        return self.median_s(run, end_s)
 
     def _product(self, dim: int) -> Callable[[], None]:
         """A square product that ran once already, for what is set up then does not count."""
@@ -147,7 +165,8 @@ class _Probe:
         """Written, for pages that nobody wrote to are all the same one."""
         return torch.full((dim, dim), 0.5 / dim, dtype=self.dtype, device=self.device)
 
-    def _median_s(self, run: Callable[[], None], end_s: float) -> float:
+    def median_s(self, run: Callable[[], None], end_s: float) -> float:
+        """Seconds that `run` takes, tried until `end_s` and a few times at least."""
         times_s: list[float] = []
         while len(times_s) < MIN_REPEATS or (len(times_s) < MAX_REPEATS and self.clock() < end_s):
             times_s.append(self._time_s(run))

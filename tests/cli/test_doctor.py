@@ -57,6 +57,21 @@ def test_programs_get_findings_and_facts(gennode: Command, state: Path) -> None:
     assert json.loads(ended.out)["facts"]["model"]["layers"] == 3
 
 
+def test_the_compute_process_and_its_device_are_told_of(gennode: Command, state: Path) -> None:
+    common = ("doctor", "--model", MODEL, "--state", state, "--json")
+    ended = gennode(*common)
+    checks, facts = found(ended.out), json.loads(ended.out)["facts"]
+    assert checks["compute process"]["level"] in ("ok", "warn")
+    assert facts["compute"]["jail"]["words"] in checks["compute process"]["words"]
+    assert {checks[name]["level"] for name in ("device", "speed", "layer")} == {"ok"}
+    assert list(facts["compute"]["report"]["layer_times_s"]) == ["1", "8", "32", "128"]
+
+    ended = gennode(*common, "--device", "cuda:99")
+    assert ended.code == 7
+    assert found(ended.out)["device"]["fix"]
+    assert json.loads(ended.out)["facts"]["jail"]
+
+
 def test_the_first_failure_gives_the_exit_code(gennode: Command, state: Path) -> None:
     """The model comes before the port, so that it is 3 and not 4."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -114,6 +114,28 @@ def test_a_state_folder_that_can_not_be_made_ends_with_6(gennode: Command) -> No
     assert "--state" in told["hint"]
 
 
+@pytest.mark.parametrize(
+    ("device", "words"), [("abacus", "cuda:1"), ("cpu:1", "cuda:1"), ("cuda:99", "cpu")]
+)
+def test_a_device_that_is_not_there_ends_with_7_and_says_what_there_is(
+    device: str, words: str, gennode: Command, state: Path
+) -> None:
+    told = _told(gennode, 7, "--device", device, "--model", "/no/such/model", "--state", state)
+    assert (told["type"], words in told["hint"] or "cuda:0" in told["hint"]) == (
+        "DeviceError", True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "chosen", [(), ("--cpu",), ("--device", "cpu"), ("--gpu", "--cpu"), ("--device", "x", "--cpu")]
+)
+def test_the_cpu_is_what_computes_unless_told_otherwise(
+    chosen: tuple[str, ...], gennode: Command, state: Path
+) -> None:
+    """The last one counts; the model is only looked for once the device is there."""
+    _told(gennode, 3, *chosen, "--model", "/no/such/model", "--state", state)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_is_not_there_ends_with_7_before_the_model_is_read(
     gennode: Command, state: Path

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from gennode.engine.child.jail import Jail
+from gennode.engine.devices import DeviceMemory, DeviceReport
 from gennode.mesh.p2pd.relay_check import RelayCheck
 from gennode.mesh.reach.reach import Dialled, Sighting
 from gennode.node.doctor.diagnosis import KNOWN_BINARIES
 from gennode.node.doctor.facts import (
     Binary,
     Bootstrap,
+    Compute,
     Disk,
     Facts,
     Memory,
@@ -62,6 +65,21 @@ BEHIND_NAT = replace(NETWORK, sightings=CONE, relays=(WORKING_RELAY,))
 
 STATE = State("/state", 0o700, True, Key(bytes(32)).peer, None)
 
+REPORT = DeviceReport(
+    device="cpu",
+    name="CPU",
+    memory=DeviceMemory(16 * GIB, 12 * GIB),
+    dtype="float32",
+    flops_per_s=2.02e11,
+    read_bytes_per_s=3.79e10,
+    layer="1.1 B",
+    layer_bytes=168 * 1024**2,
+    layer_times_s={1: 0.005, 8: 0.0099, 32: 0.019, 128: 0.0563},
+    to_device_bytes_per_s=None,
+    from_device_bytes_per_s=None,
+)
+COMPUTE = Compute(Jail(4, True, "landlock abi 4, seccomp"), REPORT)
+
 FACTS = Facts(
     wanted=Wanted("/state", "gennode-large", HERE, PORT, (RELAY,)),
     python=Package("python", "3.12.1", ">=3.11"),
@@ -75,6 +93,8 @@ FACTS = Facts(
     memory=Memory(16 * GIB, 12 * GIB, 6 * GIB),
     model=Model("/model", 22, GIB // 4, 22, True),
     gpu=None,
+    jail="landlock abi 4",
+    compute=COMPUTE,
     listening=None,
     network=NETWORK,
 )

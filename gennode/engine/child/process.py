@@ -18,6 +18,7 @@ import gennode
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import BrokenChannelError, Buffer, Channel, GoneError
 from gennode.engine.child.jail import Jail
+from gennode.engine.devices import DeviceReport
 from gennode.errors import ResourceError
 from gennode.wire.announcement import Machine
 
@@ -155,6 +156,21 @@ class ComputeProcess:
             return self.ask(request, say.Probed, progress=progress)[0].machine
         except ProcessEndedError as error:
             raise error.as_resource() from error
+
+    def examine(
+        self, device: str, progress: Callable[[int, int], None] | None = None
+    ) -> DeviceReport:
+        """Figures of a device for people; see `measure_device`.
+
+        Raises DeviceError, ResourceError.
+        """
+        try:
+            report = self.ask(say.Examine(device), say.Examined, progress=progress)[0].report
+        except ProcessEndedError as error:
+            raise error.as_resource() from error
+        if not report.is_sound():
+            raise ResourceError("the compute process measures what can't be", hint=END_HINT)
+        return report
 
     def end(self) -> None:
         """End it at once; it holds nothing that would be lost. Idempotent."""

@@ -12,6 +12,7 @@ import struct
 import msgspec
 
 from gennode.engine.child.jail import Jail
+from gennode.engine.devices import DeviceReport
 from gennode.engine.seam import CacheUse, Profile
 from gennode.errors import (
     DeviceError,
@@ -50,6 +51,12 @@ class Measure(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
     device: str
     memory_bytes: int
+
+
+class Examine(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Measure the device for people; see `measure_device`."""
+
+    device: str
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -158,7 +165,7 @@ class TakeProfile(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 Request = (
-    Begin | Measure | Load | Unload | Spans | OpenSequence | Compute | Length | Truncate
+    Begin | Measure | Examine | Load | Unload | Spans | OpenSequence | Compute | Length | Truncate
     | CloseSequence | Reread | Usage | Keep | Adopt | Forget | Export | Restore | TakeProfile
 )  # fmt: skip
 
@@ -217,6 +224,12 @@ class Probed(msgspec.Struct, frozen=True, array_like=True, tag=True):
     machine: Machine
 
 
+class Examined(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """What the device can do."""
+
+    report: DeviceReport
+
+
 class Exported(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A sequence's cache; the pages are the body."""
 
@@ -235,8 +248,8 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 Reply = (
-    Began | Started | Progress | Done | Number | Loaded | Used | Profiled | Probed | Exported
-    | Failed
+    Began | Started | Progress | Done | Number | Loaded | Used | Profiled | Probed | Examined
+    | Exported | Failed
 )  # fmt: skip
 
 _KINDS: dict[str, type[GennodeError]] = {

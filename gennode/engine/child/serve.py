@@ -21,6 +21,7 @@ from gennode.engine.child.jail import confine_calls, confine_files
 from gennode.engine.devices import pick_device, wait_for
 from gennode.engine.engines import EngineOptions, engine_here, open_folder
 from gennode.engine.probe import measure_machine
+from gennode.engine.report import measure_device
 from gennode.engine.seam import CachePages, ShardEngine, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
 from gennode.wire.manifest import Manifest
@@ -106,6 +107,9 @@ class _Worker:
                     request.device, memory_bytes=request.memory_bytes, progress=self._progress
                 )
                 return say.Probed(machine), ()
+            case say.Examine():
+                report = measure_device(request.device, progress=self._progress)
+                return say.Examined(report), ()
             case say.Load():
                 self.engine.load(request.span, self._progress)
             case say.Unload():

@@ -11,9 +11,10 @@ from packaging.version import InvalidVersion, Version
 
 from gennode.errors import ResourceError, UsageError
 from gennode.mesh.p2pd.daemon import MAX_OPEN_FILES
+from gennode.node.doctor.diagnosis_compute import diagnose_compute
 from gennode.node.doctor.diagnosis_network import diagnose_network
 from gennode.node.doctor.facts import Disk, Facts, Failure, Model, Network, OwnNode, Package
-from gennode.node.doctor.finding import Finding, fail, failed, ok, skip, warn
+from gennode.node.doctor.finding import Finding, fail, failed, ok, size_text, skip, warn
 
 # A worker holds 14 files and its daemon 8 before the first peer comes. Each peer costs two
 # streams or more, and each stream one file in the worker and two in the daemon.
@@ -50,7 +51,7 @@ def diagnose(facts: Facts) -> tuple[Finding, ...]:
         _disk(facts.cache_disk, "disk (cache)", LOW_CACHE_BYTES, is_vital=False),
         _model(facts),
         _memory(facts),
-        _gpu(facts),
+        *diagnose_compute(facts),
         _port(facts),
         *diagnose_network(facts),
     )
@@ -144,10 +145,10 @@ def _open_files(facts: Facts) -> Finding:
 def _disk(disk: Disk | Failure, check: str, wanted_bytes: int, *, is_vital: bool) -> Finding:
     if isinstance(disk, Failure):
         return failed(check, disk)
-    words = f"{_size(disk.free_bytes)} free for {disk.path}"
+    words = f"{size_text(disk.free_bytes)} free for {disk.path}"
     if disk.free_bytes >= wanted_bytes:
         return ok(check, words)
-    fix = f"make {_size(wanted_bytes)} free there"
+    fix = f"make {size_text(wanted_bytes)} free there"
     if is_vital:
         return fail(check, words, f"{fix}, or choose another folder with --state", ResourceError)
     return warn(check, words, f"{fix}; weights that come from peers need it")
@@ -157,29 +158,23 @@ def _memory(facts: Facts) -> Finding:
     memory, model = facts.memory, facts.model
     if isinstance(memory, Failure):
         return failed("memory", memory)
-    allowed = _size(memory.allowed_bytes)
+    allowed = size_text(memory.allowed_bytes)
     if not isinstance(model, Model):
         return skip("memory", f"{allowed}; how many layers these hold, the model does not say yet")
     if model.fitting_layers == 0:
-        words = f"{allowed} hold no layer: each takes {_size(model.layer_bytes)} with its caches"
+        words = (
+            f"{allowed} hold no layer: each takes {size_text(model.layer_bytes)} with its caches"
+        )
         fix = "choose a smaller model, or a machine with more memory"
         if memory.available_bytes >= model.layer_bytes:
             fix = f"give more with --memory {-(-model.layer_bytes // _MIB)}M"
         return fail("memory", words, fix, ResourceError)
     words = f"{allowed} hold {model.fitting_layers} of {model.layers} layers"
     if memory.allowed_bytes > memory.available_bytes:
-        free = _size(memory.available_bytes)
+        free = size_text(memory.available_bytes)
         fix = f"--memory {memory.available_bytes // 2 // _MIB}M, or end other programs"
         return warn("memory", f"{words}, but only {free} are free", fix)
     return ok("memory", words)
-
-
-def _gpu(facts: Facts) -> Finding:
-    if facts.wanted.gpu:
-        return failed("gpu", facts.gpu) if facts.gpu else ok("gpu", "torch can use it")
-    if facts.gpu is None:
-        return ok("gpu", "there is one, and --gpu computes on it")
-    return ok("gpu", f"not asked for; {facts.gpu.words}")
 
 
 def _model(facts: Facts) -> Finding:
@@ -239,13 +234,3 @@ def _port(facts: Facts) -> Finding:
     if isinstance(node, OwnNode) and wanted.port in [port for _, port in node.endpoints]:
         return ok("port", f"the node that runs holds {where}")
     return failed("port", taken)
-
-
-def _size(count: int) -> str:
-    """Bytes as people say them."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.3g} {unit}"
-        size /= 1024
-    return f"{size:.3g} TiB"

@@ -23,6 +23,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from gennode.engine.checkpoint.weights import find_model
+from gennode.engine.child.jail import expected_jail
 from gennode.engine.devices import check_device
 from gennode.engine.engines import open_folder, read_folder_shape
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
@@ -30,6 +31,7 @@ from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
 from gennode.mesh.p2pd.daemon import find_binary
 from gennode.node.control import ask_status
 from gennode.node.doctor.diagnosis_network import stays_on_loopback
+from gennode.node.doctor.examine_compute import examine_compute
 from gennode.node.doctor.examine_network import probe
 from gennode.node.doctor.facts import (
     Binary,
@@ -58,11 +60,16 @@ T = TypeVar("T")
 
 
 async def examine(
-    wanted: Wanted, *, binary: Path | None = None, progress: ShowProgress = unwatched
+    wanted: Wanted,
+    *,
+    binary: Path | None = None,
+    is_measured: bool = True,
+    progress: ShowProgress = unwatched,
 ) -> Facts:
     """Measure what a node that is started as `wanted` says would meet.
 
-    `binary`: another daemon than the one installed. `progress` counts the checks.
+    `binary`: another daemon than the one installed. `is_measured`: with a compute process, and
+    figures of its device. `progress` counts the checks, and then the steps of measuring.
     """
     with progress("examining this machine and its network", unit="checks") as report:
         tasks: list[asyncio.Task[object]] = []
@@ -88,10 +95,12 @@ async def examine(
             memory = look(lambda: _memory(wanted))
             model = look(lambda: _model(wanted))
             gpu = look(lambda: check_device("gpu"))
-            mesh = group.create_task(_mesh(wanted, binary))
-            tasks.append(mesh)
+            tasks.append(mesh := group.create_task(_mesh(wanted, binary)))
             mesh.add_done_callback(count)
     state, listening, network = mesh.result()
+    compute = None
+    if is_measured:  # not sooner: hashing would take the cores, and the memory's speed
+        compute = await attempt_waiting(examine_compute(wanted.device, progress))
     return Facts(
         wanted=wanted,
         python=python.result(),
@@ -105,6 +114,8 @@ async def examine(
         memory=memory.result(),
         model=model.result(),
         gpu=gpu.result(),
+        jail=expected_jail(),
+        compute=compute,
         listening=listening,
         network=network,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gennode.engine.child.jail import Jail
+from gennode.engine.devices import DeviceReport
 from gennode.errors import GennodeError
 from gennode.mesh.p2pd.relay_check import RelayCheck
 from gennode.mesh.reach.reach import Sighting, endpoint
@@ -34,7 +36,7 @@ class Wanted:
     port: int
     bootstrap: tuple[str, ...] = ()
     memory_bytes: int | None = None
-    gpu: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,14 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Compute:
+    """The process that computes: what holds it, and what its device was measured to do."""
+
+    jail: Jail
+    report: DeviceReport
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """A first peer: how long it took to reach it over an authenticated connection, or why not."""
 
@@ -186,6 +196,10 @@ class Facts:
     model: Model | Failure | None
     """None: its weights come from peers, who know how large it is."""
     gpu: Failure | None
+    jail: str
+    """What would hold the compute process here, in words."""
+    compute: Compute | Failure | None
+    """None: not looked at."""
     listening: Failure | None
     network: Network | Failure | None
     """None: not tried, for we can't listen."""

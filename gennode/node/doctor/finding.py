@@ -61,3 +61,13 @@ def failed(check: str, failure: Failure) -> Finding:
 def exit_code(findings: tuple[Finding, ...]) -> int:
     """0 if nothing fails, else that of the first failure."""
     return next((finding.exit_code for finding in findings if finding.level is Level.FAIL), 0)
+
+
+def size_text(count: int) -> str:
+    """Bytes as people say them."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"

@@ -13,6 +13,7 @@ import msgspec
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import Channel
 from gennode.engine.child.jail import Jail
+from gennode.engine.devices import DeviceMemory, DeviceReport
 from gennode.engine.seam import Profile
 from gennode.wire.ids import ModelId, Span
 
@@ -21,11 +22,14 @@ GARBAGE = say.LENGTHS.pack(4, 0) + b"\xff" * 4
 
 NUMBER, STARTED = say.Number(3), say.Started(Jail(0, False, "none"))
 PAGES = say.Exported("x", Span(0, 1), 3, (5, -5, 2))
+REPORT = DeviceReport(
+    "cpu", "CPU", DeviceMemory(1, 1), "float32", float("nan"), 1.0, "8 B", 1, {1: 1.0}, None, None
+)
 PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0))
 
 
 def main() -> None:
-    """Begin as one should, and lie when asked for a step, an export or a profile."""
+    """Begin as one should, and lie when asked for a step, an export, a profile or figures."""
     lie, (model, dim) = Path(sys.argv[1]).name, sys.argv[2].split(":")
     end = socket.socket(fileno=os.dup(0))
     channel: Channel[say.Request] = Channel(end, msgspec.msgpack.Decoder(say.Request))
@@ -41,7 +45,7 @@ def main() -> None:
                 channel.send(say.Began(model, int(dim)))
             case say.Spans():
                 channel.send(say.Loaded((Span(0, 1 << 15 if lie == "spans" else 1),)))
-            case say.Compute() | say.Export() | say.TakeProfile():
+            case say.Compute() | say.Export() | say.TakeProfile() | say.Examine():
                 tell(lie, channel, end, body)
             case _:
                 channel.send(say.Done())
@@ -62,6 +66,8 @@ def tell(lie: str, channel: Channel[say.Request], end: socket.socket, body: byte
             channel.send(PAGES, [b"ab"])
         case "profile":
             channel.send(PROFILE)
+        case "report":
+            channel.send(say.Examined(REPORT))
         case "tells":
             about = " ".join(sorted(os.environ)) + "|" + " ".join(os.listdir("/proc/self/fd"))
             channel.send(say.Failed("ModelError", about, "\x07"))

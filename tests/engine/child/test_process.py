@@ -64,6 +64,11 @@ def test_it_gets_no_secrets_and_no_files(
     assert caught.value.hint == "?"
 
 
+def test_figures_of_nothing_that_there_is_are_not_taken(start: Start) -> None:
+    with pytest.raises(ResourceError, match="what can't be"):
+        start("report").examine("cpu")
+
+
 def test_how_it_ended_is_told_in_its_own_words(start: Start) -> None:
     process = start("dies")
     with pytest.raises(ProcessEndedError, match=r"ended by itself \(1\): no \?\[31mlibrary"):

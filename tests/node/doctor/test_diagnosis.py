@@ -65,7 +65,6 @@ FAULTS = [
     ("model", replace(FACTS, model=REFUSED), Level.FAIL, 4),
     ("memory", replace(FACTS, model=Model("/model", 22, GIB, 0, True)), Level.FAIL, 6),
     ("memory", replace(FACTS, memory=Memory(16 * GIB, GIB, 6 * GIB)), Level.WARN, 0),
-    ("gpu", replace(FACTS, wanted=replace(FACTS.wanted, gpu=True), gpu=REFUSED), Level.FAIL, 4),
     ("port", replace(FACTS, listening=REFUSED), Level.FAIL, 4),
 ]
 
@@ -83,8 +82,6 @@ def test_a_fault_is_found(check: str, facts: Facts, level: Level, code: int) -> 
 @pytest.mark.parametrize(
     ("check", "facts", "words"),
     [
-        ("gpu", replace(FACTS, gpu=REFUSED), "not asked for"),
-        ("gpu", replace(FACTS, wanted=replace(FACTS.wanted, gpu=True)), "torch can use it"),
         ("state folder", replace(FACTS, state=replace(STATE, mode=None)), "will be made"),
         ("key", replace(FACTS, state=replace(STATE, key=None)), "will be made"),
         ("node", replace(FACTS, state=replace(STATE, node=OWN)), "workers that it knows: 3"),

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import torch
 
 from gennode.engine.checkpoint.weights import find_model
 from gennode.mesh.p2pd.transport import P2pdTransport
@@ -62,7 +61,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 async def examined(machine: Machine) -> tuple[Facts, tuple[Finding, ...]]:
-    facts = await examine(machine.wanted, binary=machine.binary)
+    facts = await examine(machine.wanted, binary=machine.binary, is_measured=False)
     return facts, diagnose(facts)
 
 
@@ -222,10 +221,10 @@ async def test_the_fix_fits_the_fault(
     assert [each for each in findings if words in each.fix]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-async def test_a_missing_gpu_is_found(machine: Machine) -> None:
-    _, findings = await examined(machine.but(gpu=True))
-    (finding,) = [each for each in findings if each.check == "gpu"]
+async def test_a_missing_device_is_found(machine: Machine) -> None:
+    facts = await examine(machine.but(device="cuda:99").wanted)
+    findings = diagnose(facts)
+    (finding,) = [each for each in findings if each.check == "device"]
     assert (finding.level, finding.exit_code) == (Level.FAIL, 7)
     assert finding.fix
 
@@ -276,7 +275,7 @@ async def test_progress_is_told_of_every_check(machine: Machine) -> None:
         assert unit == "checks"
         yield lambda done, total: told.append((done, total))
 
-    await examine(machine.wanted, progress=progress)
+    await examine(machine.wanted, is_measured=False, progress=progress)
     done = [count for count, _ in told]
     assert done == sorted(done)
     assert told[-1] == (len(told), len(told))
