@@ -14,6 +14,8 @@ import pytest
 from gennode.engine.checkpoint.layout import SINGLE
 from gennode.engine.checkpoint.shelf import FolderShelf
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
+from gennode.engine.engines import Folder
+from gennode.engine.gguf.folder import open_gguf
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard
 from gennode.errors import ModelError, NetworkError
@@ -32,6 +34,7 @@ from gennode.wire.blobs import Chunk, GetChunk, Request
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import CHUNK_BYTES
 from gennode.wire.signing import Key
+from tests.engine.gguf.making import make
 from tests.engine.shards import LAYERS, write_single
 from tests.mesh.shelves import SHAPE, liar
 
@@ -60,7 +63,7 @@ class Swarm:
         node = await self.stack.enter_async_context(LiveNode(transport, key))
         return node, await self.stack.enter_async_context(Sharing(node))
 
-    async def host(self, folder: ModelFolder) -> PeerId:
+    async def host(self, folder: Folder) -> PeerId:
         """A node that shares a folder, once its records are out."""
         node, shared = await self.node()
         shared.add(folder.shelf, folder.whole_layers())
@@ -222,6 +225,21 @@ async def test_a_model_that_makes_no_sense_is_refused(whole: ModelFolder, tmp_pa
         other, _ = await here.node()
         with pytest.raises(ModelError, match="disagree"):
             await fetch_span(other, odd.model, Span(0, 1), folder=tmp_path)
+
+
+async def test_a_gguf_file_is_known_to_peers_and_not_fetched_in_parts(tmp_path: Path) -> None:
+    make(tmp_path)
+    folder = open_gguf(tmp_path / "gguf" / "f16")
+    model, path = folder.manifest.model, tmp_path / "fetched"
+    async with swarm() as here:
+        await here.host(folder)
+        node, _ = await here.node()
+        assert await fetch_manifest(node, model, folder=path) == folder.manifest
+        for span, owner in ((Span(0, 1), False), (None, True)):
+            with pytest.raises(ModelError, match="don't pass on") as refused:
+                await fetch_span(node, model, span, owner=owner, folder=path)
+            assert "model.gguf, tokenizer.json" in refused.value.hint
+    assert not path.exists()
 
 
 def test_ids_and_folders() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
+from gennode.engine.engines import read_folder_shape
 from gennode.engine.gguf.folder import is_gguf, open_gguf
 from gennode.engine.gguf.format import read_header
 from gennode.engine.gguf.layers import open_file
@@ -37,6 +38,7 @@ def test_the_shape_is_that_of_the_model(model: Model) -> None:
     assert folder.gguf.end_tokens == {257}
     assert {file.name for file in folder.manifest.files} == {"model.gguf", "tokenizer.json"}
     assert folder.whole_layers() == list(range(LAYERS))
+    assert read_folder_shape(folder.path) == shape
     assert is_gguf(folder.path)
     assert not is_gguf(model[0])
 
