@@ -37,9 +37,9 @@ def test_three_spans_give_the_librarys_own_bits(model_type: str, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFolder]:
-    """One with sliding windows, one with recurrent layers, one with experts."""
+    """With sliding windows, with recurrent layers, with layers that are both, with experts."""
     found = {}
-    for model_type in ("gemma2", "bamba", "mixtral"):
+    for model_type in ("gemma2", "bamba", "falcon_h1", "mixtral"):
         path = tmp_path_factory.mktemp(model_type)
         make_tiny(model_type, path)
         found[model_type] = open_model(path)
@@ -105,7 +105,7 @@ def test_unloaded_layers_are_free_and_can_come_back(folders: dict[str, ModelFold
     np.testing.assert_array_equal(shard.step([StepInput("s", 0, random_states(5))])[0], before)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "bamba"])
+@pytest.mark.parametrize("model_type", ["gemma2", "bamba", "falcon_h1"])
 @pytest.mark.parametrize("span", [ALL, Span(2, 4)], ids=str)
 def test_going_back_gives_the_same_bits(
     folders: dict[str, ModelFolder], model_type: str, span: Span
@@ -132,6 +132,26 @@ def test_going_back_gives_the_same_bits(
     [fresh] = shard.step([StepInput("back", 0, states[:12])])
     shard.open("anew", span, 32)
     np.testing.assert_array_equal(shard.step([StepInput("anew", 0, states[:12])])[0], fresh)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "bamba", "falcon_h1"])
+def test_a_step_that_ran_out_of_memory_half_way_can_be_sent_again(
+    folders: dict[str, ModelFolder], model_type: str
+) -> None:
+    def give_up(*_: object) -> None:
+        raise MemoryError
+
+    shard = loaded(folders[model_type])
+    for sequence in ("calm", "hit"):
+        shard.open(sequence, ALL, 16)
+        shard.step([StepInput(sequence, 0, random_states(9))])
+    handle = shard._skeleton.layers[4].register_forward_pre_hook(give_up)
+    with pytest.raises(ResourceError, match="no memory for 2 rows at position 9"):
+        shard.step([StepInput("hit", 9, random_states(2))])
+    handle.remove()
+    assert shard.length("hit") == 9
+    calm, hit = shard.step([StepInput(each, 9, random_states(2)) for each in ("calm", "hit")])
+    np.testing.assert_array_equal(calm, hit)
 
 
 def test_recurrent_layers_say_how_far_they_can_go_back(folders: dict[str, ModelFolder]) -> None:
