@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 
 from gennode.engine.child.shard import ChildShard
-from gennode.engine.engines import EngineOptions, open_folder, owner_engine, shard_engine
+from gennode.engine.engines import (
+    EngineOptions,
+    engine_here,
+    open_folder,
+    owner_engine,
+    shard_engine,
+)
 from gennode.engine.gguf.folder import open_gguf
 from gennode.engine.gguf.owner import GgufOwner
 from gennode.engine.gguf.shard import GgufShard
@@ -65,6 +71,6 @@ def test_what_can_not_be_chosen_is_refused(kinds: Callable[[str], Path]) -> None
     folder = open_folder(kinds("q8_0"))
     for options in (EngineOptions(precision="int8"), EngineOptions(precision="fp32")):
         with pytest.raises(UsageError, match="as its weights are stored"):
-            shard_engine(folder, options)
+            engine_here(folder, options)
     assert isinstance(owner_engine(folder), GgufOwner)
     assert open_folder(kinds("q8_0"), known=folder.manifest).manifest == folder.manifest
