@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -15,6 +15,7 @@ from gennode.cli.options import (
     listen_options,
     memory_option,
     model_option,
+    precision_option,
     state_option,
     tame_threads,
     transport_option,
@@ -29,6 +30,7 @@ from gennode.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from gennode.engine.seam import CachePrecision, Precision
     from gennode.node.join import Joined
     from gennode.node.transports import TransportName
 
@@ -62,6 +64,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Credits to ask per layer for a million tokens.",
 )
+@precision_option
+@click.option(
+    "--cache",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="How keys and values are held: int8 has room for almost four times as many positions, "
+    "with a little noise (Llama family).",
+)
 @click.option("--follow", metavar="PEER/NAME", help="Go over to each version that it publishes.")
 @click.option("--relay", is_flag=True, help="Carry traffic for peers behind NATs as well.")
 @click.option("--leash", is_flag=True, help="Leave when standard input ends.")
@@ -81,6 +92,8 @@ def command(
     transport: TransportName,
     share: float,
     price: int,
+    precision: Precision | Literal["auto"],
+    cache: CachePrecision,
     follow: str | None,
     leash: bool,
     threads: int | None,
@@ -116,6 +129,8 @@ def command(
         follow=parse_line(follow) if follow else None,
         share=share,
         price=price,
+        precision=precision,
+        cache=cache,
     )
     asyncio.run(join(options, on_ready=on_ready, progress=progress))
     note("left.")

@@ -13,6 +13,7 @@ from gennode.cli.options import (
     DEFAULT_MODEL,
     Finite,
     model_option,
+    precision_option,
     sampling_options,
     state_option,
     transport_option,
@@ -70,6 +71,7 @@ def even_spans(model: str, workers: int) -> list[Span]:
 @model_option
 @click.option("--memory", metavar="SIZE", help="What each worker may take, such as 2G.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of each worker.")
+@precision_option
 @click.option("--auto", is_flag=True, help="Let workers find their places, and move.")
 @click.option(
     "--share",
@@ -86,6 +88,7 @@ def up(
     model: str,
     memory: str | None,
     threads: int | None,
+    precision: str,
     auto: bool,
     shares: tuple[float, ...],
     state: Path,
@@ -99,7 +102,7 @@ def up(
     note(f"starting {workers} workers …")
     cards = testnet.up(
         spans,
-        WorkerOptions(model, memory, threads, shares=shares),
+        WorkerOptions(model, memory, threads, shares=shares, precision=precision),
         on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
     )
     if as_json:
@@ -113,6 +116,7 @@ def up(
 @click.option("--memory", metavar="SIZE", help="What it may take, such as 2G.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Its threads.")
 @click.option("--share", type=Finite(0.01, 1.0), help="Of the time, how much it computes.")
+@precision_option
 @state_option
 @JSON_OPTION
 def add(
@@ -121,6 +125,7 @@ def add(
     memory: str | None,
     threads: int | None,
     share: float | None,
+    precision: str,
     state: Path,
     as_json: bool,
 ) -> None:
@@ -130,7 +135,9 @@ def add(
     testnet = _running(state)
     shares = (share,) if share is not None else ()
     added = testnet.add(
-        WorkerOptions(_model_of(testnet, model), memory, threads, shares=shares),
+        WorkerOptions(
+            _model_of(testnet, model), memory, threads, shares=shares, precision=precision
+        ),
         on_ready=lambda name, card: note(f"{name} is ready (process {card.pid})"),
     )
     if as_json:

@@ -10,7 +10,13 @@ from gennode.engine.checkpoint.any_config import AnyConfig
 from gennode.engine.checkpoint.hashing import Progress
 from gennode.engine.checkpoint.weights import ModelFolder, open_model, read_shape
 from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf, read_gguf_shape
-from gennode.engine.seam import DEFAULT_CACHE_BYTES, OwnerEngine, Precision, ShardEngine
+from gennode.engine.seam import (
+    DEFAULT_CACHE_BYTES,
+    CachePrecision,
+    OwnerEngine,
+    Precision,
+    ShardEngine,
+)
 from gennode.errors import UsageError
 from gennode.wire.manifest import Manifest, ModelShape
 
@@ -28,7 +34,8 @@ class EngineOptions:
 
     `precision` auto: whatever is fastest here. `max_cache_bytes`: for the keys and values of all
     sequences, in `max_layers` layers together (all of the model's, if it is 0). `isolated`: in a
-    process of its own, which reads nothing but the model and may die without harm.
+    process of its own, which reads nothing but the model and may die without harm. `cache`: for
+    models of the Llama family.
     """
 
     device: str = "cpu"
@@ -36,6 +43,7 @@ class EngineOptions:
     max_cache_bytes: int = DEFAULT_CACHE_BYTES
     max_layers: int = 0
     isolated: bool = False
+    cache: CachePrecision = "fp32"
 
 
 def open_folder(
@@ -84,6 +92,12 @@ def shard_engine(
 
 def engine_here(folder: Folder, options: EngineOptions) -> ShardEngine:
     """The same in this process, isolated or not."""
+    is_llama = isinstance(folder, ModelFolder) and not isinstance(folder.config, AnyConfig)
+    if options.cache != "fp32" and not is_llama:
+        raise UsageError(
+            f"the cache of this model can't be held in {options.cache} here",
+            hint="leave that out: models of the Llama family alone have a choice",
+        )
     if isinstance(folder, GgufFolder):
         from gennode.engine.gguf.shard import GgufShard
 
@@ -112,6 +126,7 @@ def engine_here(folder: Folder, options: EngineOptions) -> ShardEngine:
         precision=options.precision,
         max_cache_bytes=options.max_cache_bytes,
         max_layers=options.max_layers,
+        short_cache=options.cache == "int8",
     )
 
 

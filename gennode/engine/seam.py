@@ -15,6 +15,9 @@ from gennode.wire.ids import ModelId, Span
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 """In what weights are held and multiplied. States between layers are fp32 in all of them."""
 
+CachePrecision = Literal["fp32", "int8"]
+"""In what keys and values are held. fp32 stands for as exact as the device computes them."""
+
 DEFAULT_CACHE_BYTES = 4 * 1024**3  # 46,000 positions of 22 layers of a 1.1 B Llama
 
 States = npt.NDArray[np.float32]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import psutil
@@ -18,6 +19,7 @@ from gennode.engine.child.process import ComputeProcess
 from gennode.engine.child.shard import ChildShard
 from gennode.engine.devices import check_device
 from gennode.engine.engines import EngineOptions, Folder, open_folder, refuse_gguf, shard_engine
+from gennode.engine.seam import CachePrecision, Precision
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
@@ -27,6 +29,7 @@ from gennode.node.fetch import (
     is_model_id,
     weights_folder,
 )
+from gennode.node.format import Format, Wish, format_of, narrowest, settle
 from gennode.node.hub import find_or_download
 from gennode.node.live import LiveNode
 from gennode.node.moves.moving import Moving
@@ -39,7 +42,7 @@ from gennode.node.state import NodeCard, StateFolder, hash_cache
 from gennode.node.stopping import stoppable
 from gennode.node.transports import Listening
 from gennode.node.worker import Worker
-from gennode.sharding.capacity import Account, account
+from gennode.sharding.capacity import Account
 from gennode.wire.fields import Reach
 from gennode.wire.ids import ModelId, PeerId, Span
 from gennode.wire.manifest import ModelShape
@@ -52,7 +55,7 @@ class JoinOptions:
 
     `share`: of the time, how much to compute at most. `price`: credits to ask per layer for a
     million tokens. `leash`: leave when standard input ends, so as not to outlive whoever started
-    us.
+    us. `precision` and `cache`: of weights, and of keys and values; see `format`.
     """
 
     state: Path
@@ -65,6 +68,13 @@ class JoinOptions:
     follow: Line | None = None
     share: float = 1.0
     price: int = 0
+    precision: Precision | Literal["auto"] = "auto"
+    cache: CachePrecision = "fp32"
+
+    @property
+    def wish(self) -> Wish:
+        """In what numbers layers are to be held."""
+        return Wish(self.precision, self.cache, self.device)
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -103,7 +113,8 @@ async def join(
                 folder = open_folder(path, progress=report, cache=hash_cache())
             if options.follow is not None:
                 refuse_gguf(folder, "follow releases")
-            _capacity(folder.manifest.shape, options)
+            shape = folder.manifest.shape
+            _capacity(shape, options, narrowest(shape, folder, options.wish))
         async with (
             stoppable(leash=options.leash) as stop,
             running(key, options.listening, peers=state.peers) as started,
@@ -116,15 +127,16 @@ async def join(
             compute = _compute(folder, options)
             async with _ending(compute), Sharing(node) as shared:
                 await _measure(node, compute, options, progress)
-                worker, folder = await _take_place(node, folder, compute, options, progress)
+                worker, folder, held = await _take_place(node, folder, compute, options, progress)
                 shared.add(folder.shelf, folder.whole_layers())
-                joined = _joined(node, worker, folder, options)
+                joined = _joined(node, worker, folder, options, held)
                 control = str(started.status_socket)
                 state.publish(
                     NodeCard(key.peer, os.getpid(), joined.addresses, control, joined.model)
                 )
                 if options.follow is not None:
-                    node.keep(_following(node, shared, folder, options, options.follow).run())
+                    following = _following(node, shared, folder, options, held, options.follow)
+                    node.keep(following.run())
                 elif options.span is None:
                     _stay_flexible(node, shared, worker, folder)
                 on_ready(joined)
@@ -181,33 +193,52 @@ async def _take_place(
     compute: ComputeProcess,
     options: JoinOptions,
     progress: ShowProgress,
-) -> tuple[Worker, Folder]:
+) -> tuple[Worker, Folder, Format]:
     """Choose layers, get their weights from peers if they are not here, load and announce them."""
     if folder is None:
         model = ModelId(options.model)
         with progress("looking for the model", unit="steps"):
             await node.hear(model)
             manifest = await fetch_manifest(node, model, folder=weights_folder(model))
-        span = _place(node, model, manifest.shape, options)
+        held = await _settle(node, compute, manifest.shape, None, options, progress)
+        span = _place(node, model, manifest.shape, options, held)
         path = await fetch_span(node, model, span, folder=weights_folder(model), progress=progress)
         folder = await asyncio.to_thread(open_folder, path)
     else:
         if not node.is_alone and options.span is None:
             await node.hear(folder.manifest.model)
-        span = _place(node, folder.manifest.model, folder.manifest.shape, options)
-    worker = _worker(folder, options, compute)
+        manifest = folder.manifest
+        held = await _settle(node, compute, manifest.shape, folder, options, progress)
+        span = _place(node, manifest.model, manifest.shape, options, held)
+    worker = _worker(folder, options, held, compute)
     with progress(f"loading layers {span}", unit="layers") as report:
         await node.in_engine_thread(lambda: worker.engine.load(span, report))
     await node.serve(worker)
-    return worker, folder
+    return worker, folder, held
 
 
-def _place(node: LiveNode, model: ModelId, shape: ModelShape, options: JoinOptions) -> Span:
+async def _settle(
+    node: LiveNode,
+    compute: ComputeProcess,
+    shape: ModelShape,
+    folder: Folder | None,
+    options: JoinOptions,
+    progress: ShowProgress,
+) -> Format:
+    """In what numbers to hold the layers: it decides how many of them fit."""
+    with progress("choosing the precision", unit="steps"):
+        return await settle(node, compute, options.memory_bytes or 0, shape, folder, options.wish)
+
+
+def _place(
+    node: LiveNode, model: ModelId, shape: ModelShape, options: JoinOptions, held: Format
+) -> Span:
     """The layers that were asked for, or those that the swarm lacks most."""
-    capacity = _capacity(shape, options)
+    capacity = _capacity(shape, options, held)
     if options.span is not None:
         return options.span
-    return place_newcomer(node.machine, time.monotonic(), model, shape, capacity)
+    now_s, name = time.monotonic(), held.compute_class
+    return place_newcomer(node.machine, now_s, model, shape, capacity, compute_class=name)
 
 
 def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: Folder) -> None:
@@ -230,7 +261,12 @@ def _stay_flexible(node: LiveNode, shared: Sharing, worker: Worker, folder: Fold
 
 
 def _following(
-    node: LiveNode, shared: Sharing, folder: Folder, options: JoinOptions, line: Line
+    node: LiveNode,
+    shared: Sharing,
+    folder: Folder,
+    options: JoinOptions,
+    held: Format,
+    line: Line,
 ) -> Following:
     """How this worker gets at the versions of a line, beginning with the one in `folder`."""
     folders = {folder.manifest.model: folder}
@@ -240,8 +276,9 @@ def _following(
         await fetch_span(node, model, span, folder=weights_folder(model), local=local)
 
     def make(model: ModelId, span: Span) -> Worker:
-        folders[model] = open_folder(weights_folder(model))
-        return _worker(folders[model], dataclasses.replace(options, span=span))
+        version = folders[model] = open_folder(weights_folder(model))
+        its = format_of(version.manifest.shape, version, held.precision, options.wish)
+        return _worker(version, dataclasses.replace(options, span=span), its)
 
     def gained(model: ModelId) -> None:
         shared.add(folders[model].shelf, folders[model].whole_layers())
@@ -251,14 +288,14 @@ def _following(
         folders.pop(model, None)
 
     # of two versions, so perhaps more layers than one has
-    each_bytes = account(folder.manifest.shape, 0).layer_bytes
+    each_bytes = held.account(folder.manifest.shape, 0).layer_bytes
     capacity = (options.memory_bytes or 0) // each_bytes
     return Following(node, line, Means(fetch, make, gained, dropped), capacity_layers=capacity)
 
 
-def _capacity(shape: ModelShape, options: JoinOptions) -> int:
+def _capacity(shape: ModelShape, options: JoinOptions, held: Format) -> int:
     """How many layers may be loaded; an error if too few for what was asked."""
-    found = account(shape, options.memory_bytes or 0)
+    found = held.account(shape, options.memory_bytes or 0)
     if options.span is not None and options.span.end > shape.layers:
         raise UsageError(
             f"{options.model} has {shape.layers} layers, not {options.span.end}",
@@ -273,14 +310,18 @@ def _capacity(shape: ModelShape, options: JoinOptions) -> int:
     return found.fitting_layers
 
 
-def _worker(folder: Folder, options: JoinOptions, compute: ComputeProcess | None = None) -> Worker:
+def _worker(
+    folder: Folder, options: JoinOptions, held: Format, compute: ComputeProcess | None = None
+) -> Worker:
     shape = folder.manifest.shape
-    capacity = _capacity(shape, options)
-    cache_bytes = account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
+    capacity = _capacity(shape, options, held)
+    cache_bytes = held.account(shape, options.memory_bytes or 0, layers=capacity).caches_bytes
     engine = shard_engine(
         folder,
         EngineOptions(
             device=options.device,
+            precision=held.precision,
+            cache=held.cache,
             max_cache_bytes=cache_bytes,
             max_layers=capacity,
             isolated=True,
@@ -299,7 +340,9 @@ def _worker(folder: Folder, options: JoinOptions, compute: ComputeProcess | None
     )
 
 
-def _joined(node: LiveNode, worker: Worker, folder: Folder, options: JoinOptions) -> Joined:
+def _joined(
+    node: LiveNode, worker: Worker, folder: Folder, options: JoinOptions, held: Format
+) -> Joined:
     hosting = worker.hosting()
     return Joined(
         peer=node.machine.peer,
@@ -311,6 +354,6 @@ def _joined(node: LiveNode, worker: Worker, folder: Folder, options: JoinOptions
         spare_layers=hosting.cold_layers,
         layer_time_s=hosting.layer_time_s,
         compute_class=hosting.compute_class,
-        account=account(folder.manifest.shape, options.memory_bytes or 0),
+        account=held.account(folder.manifest.shape, options.memory_bytes or 0),
         is_fetchable=comes_in_parts(folder.manifest),
     )

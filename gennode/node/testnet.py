@@ -35,6 +35,7 @@ class WorkerOptions:
     """Whether the workers leave when this process ends, however it ends."""
     shares: tuple[float, ...] = ()
     """How much of the time each worker computes at most; the last counts for all that follow."""
+    precision: str = "auto"
 
 
 class Testnet:
@@ -167,6 +168,7 @@ class Testnet:
         command += ["--model", options.model, "--layers", str(span) if span else "auto"]
         for address in bootstrap:
             command += ["--bootstrap", address]
+        command += ["--precision", options.precision]
         if options.memory is not None:
             command += ["--memory", options.memory]
         if options.threads is not None:

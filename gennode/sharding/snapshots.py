@@ -36,7 +36,8 @@ _MAX_MEMORY_BYTES = 1 << 53  # as large as a message may state it
 # than a thousandth. `int7` is int8 where the processor has no instruction for it.
 _WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int7": 1.0}
 
-# In GGUF: bytes by weights of a block, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+# In GGUF: bytes by weights of a block,
+# https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 _GGUF_WEIGHT_BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q6_k": 210 / 256, "q5_k": 176 / 256,
     "q4_k": 144 / 256, "q4_0": 18 / 32,

@@ -19,6 +19,8 @@ import torch
 from gennode.engine.checkpoint.weights import find_model
 from gennode.node.state import StateFolder
 from tests.cli.conftest import NOBODY, Command, finish, process
+from tests.engine.conftest import make_llama
+from tools.tiny_models import make_tiny
 
 MODEL = "gennode-small"
 
@@ -60,6 +62,7 @@ def _told(command: Command, code: int, *arguments: str | Path) -> dict[str, Any]
         ("--memory", "-1G"),
         ("--port", "70000"),
         ("--threads", "0"),
+        ("--cache", "fp8"),
         ("--bootstrap", "nonsense"),
         ("--bootstrap", "/ip4/127.0.0.1/tcp/4001"),
     ],
@@ -102,6 +105,28 @@ def test_a_bootstrap_peer_that_is_not_there_ends_with_4(
 def test_a_port_in_use_ends_with_4(gennode: Command, state: Path, taken_port: int) -> None:
     told = _told(gennode, 4, "--model", MODEL, "--state", state, "--port", str(taken_port))
     assert str(taken_port) in told["message"]
+
+
+def test_a_precision_that_no_engine_has_is_refused_with_those_that_there_are(
+    gennode: Command, state: Path
+) -> None:
+    told = _told(gennode, 2, "--model", MODEL, "--state", state, "--precision", "int4")
+    assert all(each in told["message"] for each in ("auto", "fp32", "bf16", "fp16", "int8"))
+
+
+def test_other_models_than_llamas_have_no_choice_of_precision(
+    gennode: Command, state: Path, tmp_path: Path
+) -> None:
+    make_tiny("gemma2", tmp_path / "gemma")
+    for option in ("--precision", "--cache"):
+        told = _told(gennode, 2, "--model", tmp_path / "gemma", "--state", state, option, "int8")
+        assert option in told["hint"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine may have fp16")
+def test_a_precision_that_this_processor_lacks_ends_with_7(gennode: Command, state: Path) -> None:
+    told = _told(gennode, 7, "--model", MODEL, "--state", state, "--precision", "fp16")
+    assert "fp32" in told["hint"]
 
 
 def test_too_little_memory_ends_with_6(gennode: Command, state: Path) -> None:
@@ -258,9 +283,40 @@ def _ask_all_layers_here(gennode: Command, state: Path) -> str:
         return gennode("ask", "add 2 3 =", "--json", "--model", MODEL, "--bootstrap", address).out
 
 
+@pytest.mark.slow  # it starts a node
+def test_eight_bits_for_weights_and_caches_hold_more_and_answer(
+    gennode: Command, tmp_path: Path
+) -> None:
+    """16 MiB hold one layer of this model in fp32: 9 MiB of weights, and as much as 4 caches."""
+    make_llama(
+        tmp_path / "wide",
+        num_hidden_layers=2,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_attention_heads=8,
+        head_dim=64,
+    )
+    known = ("--model", str(tmp_path / "wide"))
+    small = ("--memory", "16M", "--precision")
+    with ExitStack() as stack:
+        exact = _worker(stack, tmp_path / "1", *known, *small, "fp32")
+        assert exact["compute_class"] == "fp32-cpu"
+        [[start, end]] = exact["spans"]
+        assert (end - start, exact["spare_layers"]) == (1, 0)
+    with ExitStack() as stack:
+        worker = _worker(stack, tmp_path / "2", *known, *small, "int8", "--cache", "int8")
+        assert worker["compute_class"] in ("int8-kv8-cpu", "int7-kv8-cpu")
+        assert worker["spans"] == [[0, 2]]
+        assert worker["account"]["weights_bytes"] < exact["account"]["weights_bytes"]
+        where = ("--bootstrap", worker["addresses"][0], "--max-tokens", "8")
+        ended = gennode("ask", "hello", "--json", *known, *where)
+        assert ended.code == 0, ended
+        assert json.loads(ended.out)["tokens"]
+
+
 def _worker(stack: ExitStack, folder: Path, *arguments: str) -> dict[str, Any]:
     """Start a worker with caches of its own; what it prints once it is ready."""
-    options = ("--state", folder / "state", "--memory", "64M", "--json")
+    options = ("--state", folder / "state", "--memory", "64M", "--json")  # the last one counts
     child = stack.enter_context(process("join", *options, *arguments, XDG_CACHE_HOME=str(folder)))
     assert child.stdout is not None
     line = child.stdout.readline()

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -18,9 +18,12 @@ import gennode
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import BrokenChannelError, Buffer, Channel, GoneError
 from gennode.engine.child.jail import Jail
+from gennode.engine.choice.runs import Layer, Run, hardware, threads
 from gennode.engine.devices import DeviceReport
+from gennode.engine.seam import Precision
 from gennode.errors import ResourceError
 from gennode.wire.announcement import Machine
+from gennode.wire.manifest import ModelShape
 
 # What a computation may depend on, and no more: no keys, tokens or proxies of whoever starts us.
 _PASSED_ON = ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR", "TZ")
@@ -171,6 +174,29 @@ class ComputeProcess:
         if not report.is_sound():
             raise ResourceError("the compute process measures what can't be", hint=END_HINT)
         return report
+
+    def settle(
+        self,
+        precision: Precision | Literal["auto"],
+        shape: ModelShape,
+        device: str,
+        memory_bytes: int,
+        recorded: Callable[[str], Sequence[Run]],
+    ) -> tuple[Precision, tuple[Run, ...]]:
+        """The precision for a model of the Llama family, and what was measured for that.
+
+        `recorded`: runs on a hardware; see `choice.settle`. Raises DeviceError, ResourceError.
+        """
+        here = hardware(device, threads())
+        request = say.Settle(precision, shape, device, memory_bytes, here)
+        body = msgspec.msgpack.encode(recorded(here))
+        try:
+            told = self.ask(request, say.Settled, body=[body])[0]
+        except ProcessEndedError as error:
+            raise error.as_resource() from error
+        if any((run.hardware, run.layer) != (here, Layer.of(shape)) for run in told.runs):
+            raise ResourceError("the compute process measures what can't be", hint=END_HINT)
+        return told.precision, told.runs
 
     def end(self) -> None:
         """End it at once; it holds nothing that would be lost. Idempotent."""

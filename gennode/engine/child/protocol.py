@@ -8,12 +8,14 @@ trusted less than the node: whatever it answers is checked against what was aske
 from __future__ import annotations
 
 import struct
+from typing import Literal
 
 import msgspec
 
 from gennode.engine.child.jail import Jail
+from gennode.engine.choice.runs import Run
 from gennode.engine.devices import DeviceReport
-from gennode.engine.seam import CacheUse, Profile
+from gennode.engine.seam import CacheUse, Precision, Profile
 from gennode.errors import (
     DeviceError,
     GennodeError,
@@ -27,6 +29,7 @@ from gennode.errors import (
 )
 from gennode.wire.announcement import Machine
 from gennode.wire.ids import Span
+from gennode.wire.manifest import ModelShape
 
 LENGTHS = struct.Struct("<IQ")
 
@@ -57,6 +60,16 @@ class Examine(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Measure the device for people; see `measure_device`."""
 
     device: str
+
+
+class Settle(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Choose the precision; see `choice.settle`. Body: the runs that are known, as msgpack."""
+
+    precision: Precision | Literal["auto"]
+    shape: ModelShape
+    device: str
+    memory_bytes: int
+    hardware: str
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -165,8 +178,9 @@ class TakeProfile(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 Request = (
-    Begin | Measure | Examine | Load | Unload | Spans | OpenSequence | Compute | Length | Truncate
-    | CloseSequence | Reread | Usage | Keep | Adopt | Forget | Export | Restore | TakeProfile
+    Begin | Measure | Examine | Settle | Load | Unload | Spans | OpenSequence | Compute | Length
+    | Truncate | CloseSequence | Reread | Usage | Keep | Adopt | Forget | Export | Restore
+    | TakeProfile
 )  # fmt: skip
 
 
@@ -230,6 +244,13 @@ class Examined(msgspec.Struct, frozen=True, array_like=True, tag=True):
     report: DeviceReport
 
 
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """The precision, and what was measured for that."""
+
+    precision: Precision
+    runs: tuple[Run, ...]
+
+
 class Exported(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """A sequence's cache; the pages are the body."""
 
@@ -249,7 +270,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 Reply = (
     Began | Started | Progress | Done | Number | Loaded | Used | Profiled | Probed | Examined
-    | Exported | Failed
+    | Settled | Exported | Failed
 )  # fmt: skip
 
 _KINDS: dict[str, type[GennodeError]] = {

@@ -18,6 +18,8 @@ import torch
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import BrokenChannelError, Buffer, Channel
 from gennode.engine.child.jail import confine_calls, confine_files
+from gennode.engine.choice.runs import Run
+from gennode.engine.choice.settle import settle
 from gennode.engine.devices import pick_device, wait_for
 from gennode.engine.engines import EngineOptions, engine_here, open_folder
 from gennode.engine.probe import measure_machine
@@ -102,14 +104,8 @@ class _Worker:
                 return self._compute(request, body)
             case say.Begin():
                 return self._begin(request, body)
-            case say.Measure():
-                machine = measure_machine(
-                    request.device, memory_bytes=request.memory_bytes, progress=self._progress
-                )
-                return say.Probed(machine), ()
-            case say.Examine():
-                report = measure_device(request.device, progress=self._progress)
-                return say.Examined(report), ()
+            case say.Measure() | say.Examine() | say.Settle():
+                return self._look_around(request, body)
             case say.Load():
                 self.engine.load(request.span, self._progress)
             case say.Unload():
@@ -165,6 +161,27 @@ class _Worker:
             raise LocalError(f"{self.folder} holds another model than it did")
         self._engine = engine_here(folder, options)
         return say.Began(self._engine.model, self._engine.dim), ()
+
+    def _look_around(
+        self, request: say.Measure | say.Examine | say.Settle, body: bytearray
+    ) -> Answer:
+        """What this machine can do, for which there need be no engine."""
+        if isinstance(request, say.Measure):
+            machine = measure_machine(
+                request.device, memory_bytes=request.memory_bytes, progress=self._progress
+            )
+            return say.Probed(machine), ()
+        if isinstance(request, say.Examine):
+            return say.Examined(measure_device(request.device, progress=self._progress)), ()
+        precision, fresh = settle(
+            request.precision,
+            request.shape,
+            request.device,
+            memory_bytes=request.memory_bytes,
+            hardware=request.hardware,
+            recorded=msgspec.msgpack.decode(body, type=list[Run]),
+        )
+        return say.Settled(precision, tuple(fresh)), ()
 
     def _compute(self, request: say.Compute, body: bytearray) -> Answer:
         states = np.frombuffer(body, np.float32).reshape(-1, self.engine.dim)

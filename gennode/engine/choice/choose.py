@@ -60,12 +60,27 @@ def steps_of(job: Job, choice: Choice) -> tuple[Step, Step]:
     return Step(1, chunk, 0), Step(batch, 1, job.prompt)
 
 
+def best(job: Job, candidates: Iterable[Choice], layer_s: LayerTime, worth: float) -> Choice:
+    """The quickest candidate; rounded weights have to be `worth` times as quick as fp32."""
+
+    def price_s(choice: Choice) -> float:
+        return job_s(job, choice, layer_s) * (1.0 if choice.precision == "fp32" else worth)
+
+    return min(candidates, key=price_s)
+
+
 def choose(
-    job: Job, layer: Layer, candidates: Iterable[Choice], predictor: Predictor
+    job: Job,
+    layer: Layer,
+    candidates: Iterable[Choice],
+    predictor: Predictor,
+    *,
+    worth: float = 1.0,
 ) -> Choice | None:
     """The quickest candidate; None if it is better measured, for too little is known.
 
-    Candidates in a precision that was never measured make that None as well.
+    Candidates in a precision that was never measured make that None as well. `worth`: see
+    `best`.
     """
     options = list(candidates)
     if not options or not predictor.error <= MAX_ERROR or math.isnan(predictor.error):
@@ -76,4 +91,4 @@ def choose(
     def layer_s(precision: Precision, step: Step) -> float:
         return predictor.layer_s(precision, layer, step)
 
-    return min(options, key=lambda option: job_s(job, option, layer_s))
+    return best(job, options, layer_s, worth)

@@ -74,6 +74,12 @@ def hardware(device: str, threads: int) -> str:
     return text[:MAX_HARDWARE_CHARACTERS]
 
 
+def threads() -> int:
+    """How many the engine computes with, by what torch goes by; torch itself isn't asked."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() else os.cpu_count() or 1
+
+
 class RunFile:
     """Runs of all models on this machine, the latest last. Losing it costs measurements only."""
 

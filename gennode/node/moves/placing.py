@@ -17,13 +17,16 @@ def place_newcomer(
     model: ModelId,
     shape: ModelShape,
     capacity_layers: int,
+    *,
+    compute_class: str = "",
 ) -> Span:
     """The span that a peer should load which hosts nothing of a model yet.
 
-    What it would be worth follows from its machine, as that was measured.
+    What it would be worth follows from its machine, as that was measured. `compute_class`: of
+    the engine that it would have, which says what its layers take; empty for that of the plan.
     """
     spare_layers = min(capacity_layers, shape.layers)
-    hosting = Hosting(model, (), spare_layers, 0.0, 0.0, MAX_SESSIONS, "")
+    hosting = Hosting(model, (), spare_layers, 0.0, 0.0, MAX_SESSIONS, compute_class)
     own = Announcement(
         machine.peer, 0, 0, 0.0, (hosting,), 0, False, "unknown", (), machine=machine.machine
     )

@@ -13,6 +13,7 @@ import msgspec
 from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import Channel
 from gennode.engine.child.jail import Jail
+from gennode.engine.choice.runs import Layer, Run, Step
 from gennode.engine.devices import DeviceMemory, DeviceReport
 from gennode.engine.seam import Profile
 from gennode.wire.ids import ModelId, Span
@@ -25,7 +26,12 @@ PAGES = say.Exported("x", Span(0, 1), 3, (5, -5, 2))
 REPORT = DeviceReport(
     "cpu", "CPU", DeviceMemory(1, 1), "float32", float("nan"), 1.0, "8 B", 1, {1: 1.0}, None, None
 )
+RUNS = say.Settled("int8", (Run("another", "int8", Layer(1, 1, 1, 1, 1), Step(1, 1, 0), 1.0),))
 PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0))
+ALONE: dict[str, msgspec.Struct] = {
+    "other": NUMBER, "again": STARTED, "profile": PROFILE, "report": say.Examined(REPORT),
+    "runs": RUNS,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -45,7 +51,7 @@ def main() -> None:
                 channel.send(say.Began(model, int(dim)))
             case say.Spans():
                 channel.send(say.Loaded((Span(0, 1 << 15 if lie == "spans" else 1),)))
-            case say.Compute() | say.Export() | say.TakeProfile() | say.Examine():
+            case say.Compute() | say.Export() | say.TakeProfile() | say.Examine() | say.Settle():
                 tell(lie, channel, end, body)
             case _:
                 channel.send(say.Done())
@@ -56,18 +62,14 @@ def tell(lie: str, channel: Channel[say.Request], end: socket.socket, body: byte
     match lie:
         case "huge" | "garbage":
             end.sendall(HUGE if lie == "huge" else GARBAGE)
-        case "other" | "again":
-            channel.send(NUMBER if lie == "other" else STARTED)
+        case "other" | "again" | "profile" | "report" | "runs":
+            channel.send(ALONE[lie])
         case "short" | "chatters":
             channel.send(say.Done(), [body[: len(body) // 2]])
         case "long":
             channel.send(say.Done(), [body, body])
         case "pages":
             channel.send(PAGES, [b"ab"])
-        case "profile":
-            channel.send(PROFILE)
-        case "report":
-            channel.send(say.Examined(REPORT))
         case "tells":
             about = " ".join(sorted(os.environ)) + "|" + " ".join(os.listdir("/proc/self/fd"))
             channel.send(say.Failed("ModelError", about, "\x07"))

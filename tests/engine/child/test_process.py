@@ -14,7 +14,9 @@ import pytest
 
 from gennode.engine.child import protocol as say
 from gennode.engine.child.process import ComputeProcess, ProcessEndedError
-from gennode.errors import ModelError, ResourceError
+from gennode.engine.choice.runs import Layer, Run, Step
+from gennode.errors import DeviceError, ModelError, ResourceError
+from gennode.wire.manifest import ModelShape
 
 LONG_S = 100.0  # for what a busy machine does in its own time
 
@@ -34,6 +36,8 @@ def start() -> Iterator[Start]:
         yield one
 
 
+SHAPE = ModelShape("LlamaForCausalLM", 4, 64, 2, 2, 32, 128, 300, 512)
+WIDE = ModelShape("LlamaForCausalLM", 4, 640, 10, 10, 64, 1792, 300, 512)
 STEP = say.Compute((say.Part(1, 0, 2),))
 
 
@@ -67,6 +71,31 @@ def test_it_gets_no_secrets_and_no_files(
 def test_figures_of_nothing_that_there_is_are_not_taken(start: Start) -> None:
     with pytest.raises(ResourceError, match="what can't be"):
         start("report").examine("cpu")
+
+
+def test_runs_of_something_else_are_not_recorded(start: Start) -> None:
+    with pytest.raises(ResourceError, match="what can't be"):
+        start("runs").settle("auto", SHAPE, "cpu", 1 << 20, lambda _hardware: [])
+
+
+def test_the_precision_is_chosen_in_the_jail_by_runs_that_were_passed_in(tmp_path: Path) -> None:
+    process = ComputeProcess(tmp_path, "cpu")
+    asked: list[str] = []
+
+    def recorded(here: str) -> list[Run]:
+        asked.append(here)
+        return [Run(here, "fp32", Layer.of(SHAPE), Step(1, 1, 0), 1.0)]
+
+    try:
+        assert process.settle("auto", SHAPE, "cpu", 1 << 28, recorded) == ("fp32", ())
+        with pytest.raises(DeviceError) as caught:
+            process.settle("int4", SHAPE, "cpu", 1 << 28, recorded)
+        assert "fp32" in caught.value.hint
+        precision, fresh = process.settle("auto", WIDE, "cpu", 1 << 28, recorded)
+    finally:
+        process.end()
+    assert precision in {run.precision for run in fresh}
+    assert {(run.hardware, run.layer) for run in fresh} == {(asked[0], Layer.of(WIDE))}
 
 
 def test_how_it_ended_is_told_in_its_own_words(start: Start) -> None:

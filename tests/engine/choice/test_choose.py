@@ -62,6 +62,15 @@ def test_small_layers_and_large_ones_get_other_precisions() -> None:
     assert (found[0].precision, found[-1].precision) == ("fp32", "int8")
 
 
+def test_rounded_weights_have_to_be_worth_it() -> None:
+    predictor = fit(runs())
+    job, layer = Job(1, 32, 64), LAYERS[-1]
+    for worth, expected in ((1.0, "int8"), (1.25, "int8"), (100.0, "fp32")):
+        found = choose(job, layer, CANDIDATES, predictor, worth=worth)
+        assert found is not None
+        assert found.precision == expected
+
+
 def test_too_little_knowledge_means_to_measure() -> None:
     predictor = fit(runs())
     job, layer = Job(1, 32, 64), LAYERS[1]

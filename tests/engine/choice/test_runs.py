@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gennode.engine.choice import runs as module
-from gennode.engine.choice.runs import Layer, Run, RunFile, Step, hardware
+from gennode.engine.choice.runs import Layer, Run, RunFile, Step, hardware, threads
 from gennode.errors import ResourceError
 from gennode.wire.manifest import ModelShape
 from tests.engine.choice.layers import HERE, LAYERS, runs
@@ -66,3 +66,11 @@ def test_a_layer_counts_its_matrices_and_hardware_names_what_matters() -> None:
     assert hardware("cpu", 2) != hardware("cpu", 4)
     assert hardware("cpu", 2) != hardware("cuda", 2)
     assert len(hardware("x" * 1000, 2)) <= module.MAX_HARDWARE_CHARACTERS
+
+
+def test_threads_are_counted_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads() == 3
+    for nothing in ("", "many"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nothing)
+        assert threads() >= 1
