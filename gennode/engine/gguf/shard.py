@@ -92,7 +92,7 @@ class GgufShard:
     @property
     def compute_class(self) -> str:
         """Weights, arithmetic and device: engines of one class agree to rounding."""
-        return f"gguf-{self._folder.gguf.weights}-cpu"
+        return self._folder.gguf.compute_class
 
     def spans(self) -> tuple[Span, ...]:
         """The layers that are loaded, as sorted, maximal, disjoint spans."""

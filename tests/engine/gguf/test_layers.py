@@ -35,6 +35,8 @@ def test_the_shape_is_that_of_the_model(model: Model) -> None:
     assert (shape.ffn_dim, shape.vocab, shape.max_positions) == (512, 300, 512)
     assert folder.gguf.epsilon == pytest.approx(config.rms_norm_eps)
     assert folder.gguf.weights == "f16"
+    weights_bytes = 2 * (2 * 256 * 256 + 2 * 128 * 256 + 3 * 512 * 256) + 4 * 2 * 256
+    assert weights_bytes < folder.gguf.layer_memory_bytes < weights_bytes + 10_000_000
     assert folder.gguf.end_tokens == {257}
     assert {file.name for file in folder.manifest.files} == {"model.gguf", "tokenizer.json"}
     assert folder.whole_layers() == list(range(LAYERS))

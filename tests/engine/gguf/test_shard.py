@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -256,6 +257,21 @@ def test_states_that_are_no_numbers_harm_nobody_else(kinds: Kinds) -> None:
     engine.step([StepInput("one", 5, states(6)[5:]), StepInput("bad", 5, states(1) * np.inf)])
     [found] = engine.step([StepInput("one", 5, states(6)[5:])])
     assert np.array_equal(found, expected[5:])
+
+
+def test_layers_take_no_more_memory_than_is_counted_for_them(kinds: Kinds) -> None:
+    folder, inputs = open_gguf(kinds("q8_0")), states(FIRST_POSITIONS)
+    engine = GgufShard(folder)
+    engine.load(Span(0, 1))
+    engine.open("one", Span(0, 1), FIRST_POSITIONS)
+    engine.step([StepInput("one", 0, inputs)])
+    before_bytes = psutil.Process().memory_full_info().uss
+    engine.load(WHOLE)
+    engine.open("one", WHOLE, FIRST_POSITIONS)
+    engine.step([StepInput("one", 0, inputs)])
+    taken_bytes = psutil.Process().memory_full_info().uss - before_bytes
+    cache_bytes = engine.cache_use().used_bytes // LAYERS
+    assert taken_bytes < (LAYERS - 1) * (folder.gguf.layer_memory_bytes + cache_bytes)
 
 
 def test_the_profile_names_weights_and_times(kinds: Kinds) -> None:
