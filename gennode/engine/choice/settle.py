@@ -70,13 +70,13 @@ def settle(
             step_s=STEP_S,
             worth=WORTH,
         )
-    except _TooLargeError:
+    except _UnfitError:
         return fastest(shape, place), []
     return chosen.precision, record.fresh
 
 
-class _TooLargeError(Exception):
-    """The layer is not one to be measured."""
+class _UnfitError(Exception):
+    """A layer that is too large to be measured, or whose sizes no engine takes."""
 
 
 class _Passed:
@@ -97,8 +97,9 @@ def _engines(
     shape: ModelShape, device: str, precisions: Iterable[Precision], most: int
 ) -> Mapping[Precision, ShardEngine]:
     """One with a random layer for each precision."""
-    if shape.layer_parameters > most:
-        raise _TooLargeError
+    is_odd = shape.heads % shape.kv_heads or shape.head_dim % 2  # it may be any peer's claim
+    if is_odd or shape.layer_parameters > most:
+        raise _UnfitError
     engines: dict[Precision, ShardEngine] = {}
     for precision in precisions:
         engine = LlamaShard(

@@ -85,6 +85,8 @@ def test_a_layer_that_is_too_large_has_its_products_tried() -> None:
     assert decide(WIDE, [], memory_bytes=8 * WIDE.layer_parameters - 1) == ("bf16", [])
     with pytest.raises(LocalError, match="nothing was to be measured"):
         decide(WIDE, [], memory_bytes=8 * WIDE.layer_parameters)
+    for odd in ({"kv_heads": 3}, {"head_dim": 65}):
+        assert decide(msgspec.structs.replace(WIDE, **odd), []) == ("bf16", [])
     huge = msgspec.structs.replace(WIDE, ffn_dim=1 << 20)
     assert decide(huge, [], memory_bytes=1 << 60) == ("bf16", [])
 
