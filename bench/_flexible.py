@@ -240,7 +240,9 @@ async def watch_a_kill(folder: Path, say: Say) -> tuple[float, Asked]:
     """Three workers that can hold the model, one of them killed: seconds to cover it again."""
     model = folder / "model"
     random_llama(model, SHAPE, seed=4)
-    options = WorkerOptions(str(model), memory=ROOMY_MEMORY, threads=1, leash=True)
+    options = WorkerOptions(
+        str(model), memory=ROOMY_MEMORY, threads=1, leash=True, precision="fp32"
+    )
     testnet = Testnet(folder / "testnet")
     cards = testnet.up([None] * 3, options)
     try:
@@ -262,7 +264,9 @@ async def watch(folder: Path, say: Say) -> Outcome:
     """The whole story: five workers settle, one more comes, one is killed."""
     model = folder / "model"
     random_llama(model, SHAPE, seed=4)
-    options = WorkerOptions(str(model), memory=MEMORY, threads=1, leash=True, shares=SHARES)
+    options = WorkerOptions(
+        str(model), memory=MEMORY, threads=1, leash=True, shares=SHARES, precision="fp32"
+    )
     testnet = Testnet(folder / "testnet")
     cards = testnet.up([None] * len(SHARES), options)
     try:

@@ -135,7 +135,10 @@ async def measure(model: str, threads: int, plan: Plan) -> Side:
     with tempfile.TemporaryDirectory(prefix="gennode-bench-") as place:
         testnet = Testnet(Path(place))
         spans = split(layers, [1.0] * WORKERS, [layers] * WORKERS)
-        cards = testnet.up(spans, WorkerOptions(model, memory="4G", threads=threads, leash=True))
+        options = WorkerOptions(
+            model, memory="4G", threads=threads, leash=True, precision="fp32"
+        )  # fmt: skip
+        cards = testnet.up(spans, options)
         try:
             bootstrap = tuple(card.addresses[0] for card in cards.values())
             async with asking(model, bootstrap) as asker:
@@ -184,7 +187,7 @@ class TimedOwner:
         self.model, self.dim, self.layers = owner.model, owner.dim, owner.layers
         self.max_positions = owner.max_positions
         self.tokenize, self.detokenize = owner.tokenize, owner.detokenize
-        self.is_end = owner.is_end
+        self.is_end, self.chat = owner.is_end, owner.chat
         self.spent_s = 0.0
         self._owner = owner
 
