@@ -14,10 +14,11 @@ from gennode.engine.child.process import ComputeProcess
 from gennode.engine.choice.runs import RunFile
 from gennode.engine.engines import Folder
 from gennode.engine.gguf.folder import GgufFolder
+from gennode.engine.gguf.shard import SLOTS
 from gennode.engine.seam import CachePrecision, Precision
 from gennode.errors import ResourceError, UsageError
 from gennode.node.live import LiveNode
-from gennode.sharding.capacity import FLOAT32_BYTES, Account, account
+from gennode.sharding.capacity import FLOAT32_BYTES, PLANNED_SESSIONS, Account, account
 from gennode.sharding.snapshots import formats
 from gennode.wire.manifest import ModelShape
 
@@ -38,20 +39,27 @@ class Format:
     """Of weights and of keys and values.
 
     `precision` auto: not ours to choose, as in a GGUF file. `compute_class`: of engines that
-    hold layers so, as far as sizes go; empty if nothing is known of them.
+    hold layers so, as far as sizes go; empty if nothing is known of them. `layer_bytes`: of a
+    loaded layer without caches, where more is known than its class. `sessions`: how many have
+    room set aside.
     """
 
     precision: Precision | Literal["auto"]
     cache: CachePrecision = "fp32"
     compute_class: str = ""
+    layer_bytes: int = 0
+    sessions: int = PLANNED_SESSIONS
 
     def account(self, shape: ModelShape, memory_bytes: int, layers: int | None = None) -> Account:
         """What `memory_bytes` are good for; see `capacity.account`."""
         weight_bytes, number_bytes = formats(self.compute_class) or (FLOAT32_BYTES, FLOAT32_BYTES)
+        if self.layer_bytes:
+            weight_bytes = self.layer_bytes / shape.layer_parameters
         return account(
             shape,
             memory_bytes,
             layers=layers,
+            sessions=self.sessions,
             weight_bytes=weight_bytes,
             number_bytes=number_bytes,
         )
@@ -78,7 +86,9 @@ def format_of(
 ) -> Format:
     """The format of a model where `precision` was chosen for those that have a choice."""
     if isinstance(folder, GgufFolder):
-        return Format("auto", compute_class=f"gguf-{folder.gguf.weights}-cpu")
+        # Sessions: all of llama.cpp's slots grow with the longest.
+        gguf = folder.gguf
+        return Format("auto", "fp32", gguf.compute_class, gguf.layer_memory_bytes, SLOTS)
     cache = wish.cache
     if not has_choice(shape, folder):
         precision, cache = "fp32", "fp32"

@@ -8,12 +8,16 @@ import msgspec
 import pytest
 
 from gennode.engine.checkpoint.weights import open_model
+from gennode.engine.engines import open_folder
+from gennode.engine.gguf.folder import GgufFolder
+from gennode.engine.gguf.shard import SLOTS
 from gennode.engine.seam import CachePrecision, Precision
 from gennode.errors import UsageError
 from gennode.node.format import Format, Wish, format_of, narrowest
 from gennode.sharding.capacity import account
 from gennode.wire.manifest import ModelShape
 from tests.engine.conftest import make_llama
+from tests.engine.gguf.making import make as make_gguf
 
 # Of Llama 3.1 8B.
 SHAPE = ModelShape("LlamaForCausalLM", 32, 4096, 32, 8, 128, 14336, 128256, 131072)
@@ -51,6 +55,24 @@ def test_only_the_llama_family_has_a_choice() -> None:
         assert option in caught.value.hint
     # A line's next version may be of another family than the one before.
     assert format_of(OTHER, None, "int8", Wish(cache="int8")).compute_class == "fp32-cpu"
+
+
+def test_a_gguf_counts_what_llama_cpp_takes_and_all_of_its_slots(tmp_path: Path) -> None:
+    make_gguf(tmp_path)
+    folder = open_folder(tmp_path / "gguf" / "f16")
+    assert isinstance(folder, GgufFolder)
+    shape = folder.manifest.shape
+    held = narrowest(shape, folder, Wish())
+    assert (held.precision, held.compute_class) == ("auto", "gguf-f16-cpu")
+    cache_bytes = SLOTS * shape.max_positions * shape.position_elements * 2
+    each_bytes = folder.gguf.layer_memory_bytes + cache_bytes
+    found = held.account(shape, 3 * each_bytes + 1000)
+    assert found.fitting_layers == 3
+    assert found.caches_bytes >= 3 * cache_bytes
+    assert held.account(shape, 3 * each_bytes - 1000).fitting_layers == 2
+    for wish in (Wish("int8"), Wish(cache="int8")):
+        with pytest.raises(UsageError, match="GGUF"):
+            narrowest(shape, folder, wish)
 
 
 def test_a_format_names_the_class_that_engines_have(tmp_path: Path) -> None:
