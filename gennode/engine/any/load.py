@@ -12,6 +12,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from gennode.engine.any.skeleton import Skeleton
+from gennode.engine.checkpoint.memory import new_tensor
 from gennode.engine.checkpoint.weights import ModelFolder
 from gennode.errors import ModelError
 from gennode.wire.ids import Span
@@ -27,7 +28,11 @@ class _Lazy:
         self._name = name
 
     def __getitem__(self, _all: object) -> torch.Tensor:
-        return self._folder.read_whole(self._name)
+        read = self._folder.read_whole(self._name)
+        if read.ndim and read.is_floating_point() and read.dtype != torch.float32:
+            # Not left to the library: on the heap, experts that are stacked leave holes.
+            return new_tensor(tuple(read.shape), torch.float32).copy_(read)
+        return read
 
 
 def load_layer(skeleton: Skeleton, folder: ModelFolder, layer: int, device: torch.device) -> None:
