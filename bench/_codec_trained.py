@@ -10,7 +10,8 @@ import numpy as np
 
 from bench._codec_net import HOPS, kl_nats, through
 from gennode.engine.checkpoint.weights import find_model, open_model
-from gennode.engine.engines import EngineOptions, owner_engine, shard_engine
+from gennode.engine.engines import owner_engine, shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import OwnerEngine, ShardEngine, StepInput
 from gennode.node.alone import Alone

@@ -23,7 +23,8 @@ import torch
 
 from bench._random_model import LLAMA_1B
 from gennode.engine.checkpoint.weights import open_model
-from gennode.engine.engines import EngineOptions, shard_engine
+from gennode.engine.engines import shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import Precision, States, StepInput
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape

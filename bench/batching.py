@@ -157,7 +157,7 @@ def a_worker(name: str, shape: ModelShape, precision: Any) -> Worker:
     """A worker with all layers of a random model."""
     from bench._random_model import random_llama
     from gennode.engine.checkpoint.weights import open_model
-    from gennode.engine.engines import EngineOptions, shard_engine
+    from gennode.engine.llama.shard import LlamaShard
     from gennode.node.worker import Worker
     from gennode.wire.ids import Span
 
@@ -165,7 +165,7 @@ def a_worker(name: str, shape: ModelShape, precision: Any) -> Worker:
     say(f"loading {name} …")
     if not (path / "model.safetensors").exists():
         random_llama(path, shape, seed=1)
-    engine = shard_engine(open_model(path), EngineOptions(precision=precision))
+    engine = LlamaShard(open_model(path), precision=precision)
     engine.load(Span(0, shape.layers))
     return Worker(engine, shape.layers, shape.layers)
 

@@ -53,7 +53,7 @@ def _model_of(testnet: Testnet, model: str | None) -> str:
 def even_spans(model: str, workers: int) -> list[Span]:
     """A model's layers cut into one span per worker, as even as can be."""
     from gennode.engine.checkpoint.weights import find_model
-    from gennode.engine.engines import read_folder_shape
+    from gennode.engine.folders import read_folder_shape
     from gennode.errors import UsageError
     from gennode.sharding.plan.plan import split
 

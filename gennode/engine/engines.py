@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
 from gennode.engine.checkpoint.any_config import AnyConfig
-from gennode.engine.checkpoint.hashing import Progress
-from gennode.engine.checkpoint.weights import ModelFolder, open_model, read_shape
-from gennode.engine.gguf.folder import GgufFolder, is_gguf, open_gguf, read_gguf_shape
-from gennode.engine.seam import (
-    DEFAULT_CACHE_BYTES,
-    CachePrecision,
-    OwnerEngine,
-    Precision,
-    ShardEngine,
-)
+from gennode.engine.checkpoint.weights import ModelFolder
+from gennode.engine.child.process import ComputeProcess
+from gennode.engine.child.shard import ChildShard
+from gennode.engine.folders import Folder
+from gennode.engine.gguf.folder import GgufFolder
+from gennode.engine.options import EngineOptions
+from gennode.engine.seam import OwnerEngine, ShardEngine
 from gennode.errors import UsageError
-from gennode.wire.manifest import Manifest, ModelShape
-
-Folder = ModelFolder | GgufFolder
-"""A model on disk, in either of the formats that are computed here."""
-
-
-if TYPE_CHECKING:
-    from gennode.engine.child.process import ComputeProcess
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How layers are to be computed.
-
-    `precision` auto: whatever is fastest here. `max_cache_bytes`: for the keys and values of all
-    sequences, in `max_layers` layers together (all of the model's, if it is 0). `isolated`: in a
-    process of its own, which reads nothing but the model and may die without harm. `cache`: for
-    models of the Llama family.
-    """
-
-    device: str = "cpu"
-    precision: Precision | Literal["auto"] = "auto"
-    max_cache_bytes: int = DEFAULT_CACHE_BYTES
-    max_layers: int = 0
-    isolated: bool = False
-    cache: CachePrecision = "fp32"
-
-
-def open_folder(
-    path: Path,
-    *,
-    progress: Progress | None = None,
-    cache: Path | None = None,
-    known: Manifest | None = None,
-) -> Folder:
-    """Check and hash a folder with a GGUF file, or one in Hugging Face format; see open_model."""
-    if is_gguf(path):
-        return open_gguf(path, progress=progress, cache=cache, known=known)
-    return open_model(path, progress=progress, cache=cache, known=known)
-
-
-def read_folder_shape(path: Path) -> ModelShape:
-    """The sizes that a folder's files state, nothing hashed. Raises ModelError."""
-    return read_gguf_shape(path) if is_gguf(path) else read_shape(path)
-
-
-def refuse_gguf(folder: Folder, what: str) -> ModelFolder:
-    """The folder, for what takes the model in parts; UsageError that says `what` a GGUF can't."""
-    if isinstance(folder, GgufFolder):
-        raise UsageError(
-            f"a GGUF file can't {what}: it is used whole, from a folder of one's own",
-            hint="take the same model in Hugging Face format",
-        )
-    return folder
 
 
 def shard_engine(
@@ -84,8 +23,6 @@ def shard_engine(
     `process`: the one to run in, if it was started already for this folder and device.
     """
     if options.isolated or isinstance(folder, GgufFolder):
-        from gennode.engine.child.shard import ChildShard  # whose process asks `engine_here`
-
         return ChildShard(folder, options, process)
     return engine_here(folder, options)
 

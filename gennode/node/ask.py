@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.engines import Folder, open_folder, owner_engine
+from gennode.engine.engines import owner_engine
+from gennode.engine.folders import Folder, open_folder
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import ChatMessage, OwnerEngine
 from gennode.engine.text.stream import TextStream

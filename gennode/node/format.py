@@ -12,7 +12,7 @@ import platformdirs
 from gennode.engine.checkpoint.llama_config import FAMILY
 from gennode.engine.child.process import ComputeProcess
 from gennode.engine.choice.runs import RunFile
-from gennode.engine.engines import Folder
+from gennode.engine.folders import Folder
 from gennode.engine.gguf.folder import GgufFolder
 from gennode.engine.gguf.shard import SLOTS
 from gennode.engine.seam import CachePrecision, Precision

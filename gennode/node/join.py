@@ -18,7 +18,9 @@ import psutil
 from gennode.engine.child.process import ComputeProcess
 from gennode.engine.child.shard import ChildShard
 from gennode.engine.devices import check_device
-from gennode.engine.engines import EngineOptions, Folder, open_folder, refuse_gguf, shard_engine
+from gennode.engine.engines import shard_engine
+from gennode.engine.folders import Folder, open_folder, refuse_gguf
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import CachePrecision, Precision
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from gennode.engine.checkpoint.weights import find_model
-from gennode.engine.engines import open_folder, refuse_gguf
+from gennode.engine.folders import open_folder, refuse_gguf
 from gennode.errors import ResourceError, UsageError
 from gennode.node.fetch import Sharing
 from gennode.node.live import LiveNode

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.engine.engines import open_folder
+from gennode.engine.folders import open_folder
 from gennode.errors import NoRouteError
 from gennode.node.fetch import fetch_manifest, is_model_id, weights_folder
 from gennode.node.hub import find_or_download

@@ -14,7 +14,7 @@ import pytest
 from gennode.engine.checkpoint.layout import SINGLE
 from gennode.engine.checkpoint.shelf import FolderShelf
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
-from gennode.engine.engines import Folder
+from gennode.engine.folders import Folder
 from gennode.engine.gguf.folder import open_gguf
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard

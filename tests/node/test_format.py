@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from gennode.engine.checkpoint.weights import open_model
-from gennode.engine.engines import open_folder
+from gennode.engine.folders import open_folder
 from gennode.engine.gguf.folder import GgufFolder
 from gennode.engine.gguf.shard import SLOTS
 from gennode.engine.seam import CachePrecision, Precision
@@ -76,8 +76,9 @@ def test_a_gguf_counts_what_llama_cpp_takes_and_all_of_its_slots(tmp_path: Path)
 
 
 def test_a_format_names_the_class_that_engines_have(tmp_path: Path) -> None:
-    from gennode.engine.engines import EngineOptions, shard_engine
+    from gennode.engine.engines import shard_engine
     from gennode.engine.llama.shard import LlamaShard
+    from gennode.engine.options import EngineOptions
 
     make_llama(tmp_path, num_hidden_layers=1, head_dim=32)
     folder = open_model(tmp_path)

@@ -10,7 +10,7 @@ import sys
 import gennode.node.ask, gennode.node.doctor.examine, gennode.node.join
 from gennode.engine.checkpoint.weights import find_model
 from gennode.engine.devices import check_device
-from gennode.engine.engines import open_folder
+from gennode.engine.folders import open_folder
 
 check_device("cpu")
 folder = open_folder(find_model("gennode-small"))

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gennode.engine.checkpoint.weights import open_model
-from gennode.engine.engines import EngineOptions, owner_engine, shard_engine
+from gennode.engine.engines import owner_engine, shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.sample import Sampling
 from gennode.node.alone import Alone
 from gennode.node.ask import asking

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gennode.engine.engines import EngineOptions, open_folder, owner_engine, shard_engine
+from gennode.engine.engines import owner_engine, shard_engine
+from gennode.engine.folders import open_folder
+from gennode.engine.options import EngineOptions
 from gennode.engine.sample import Sampling
 from gennode.errors import ModelError, UsageError
 from gennode.node.alone import Alone

@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from gennode.engine.checkpoint.weights import find_model, open_model
-from gennode.engine.engines import EngineOptions, owner_engine, shard_engine
+from gennode.engine.engines import owner_engine, shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.sample import Sampling
 from gennode.node.alone import Alone
 from gennode.node.worker import Worker

@@ -21,7 +21,9 @@ from gennode.engine.child.jail import confine_calls, confine_files
 from gennode.engine.choice.runs import Run
 from gennode.engine.choice.settle import settle
 from gennode.engine.devices import pick_device, wait_for
-from gennode.engine.engines import EngineOptions, engine_here, open_folder
+from gennode.engine.engines import engine_here
+from gennode.engine.folders import open_folder
+from gennode.engine.options import EngineOptions
 from gennode.engine.probe import measure_machine
 from gennode.engine.report import measure_device
 from gennode.engine.seam import CachePages, ShardEngine, StepInput

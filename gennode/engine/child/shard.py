@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import accumulate, pairwise
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -21,12 +21,11 @@ from gennode.engine.child import protocol as say
 from gennode.engine.child.channel import Buffer
 from gennode.engine.child.jail import Jail
 from gennode.engine.child.process import END_HINT, END_S, ComputeProcess, ProcessEndedError
+from gennode.engine.folders import Folder
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
-
-if TYPE_CHECKING:
-    from gennode.engine.engines import EngineOptions, Folder
 
 log = logging.getLogger(__name__)
 

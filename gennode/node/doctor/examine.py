@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from gennode.engine.checkpoint.weights import find_model
 from gennode.engine.child.jail import expected_jail
 from gennode.engine.devices import check_device
-from gennode.engine.engines import open_folder, read_folder_shape
+from gennode.engine.folders import open_folder, read_folder_shape
 from gennode.errors import GennodeError, LocalError, ResourceError, UsageError
 from gennode.mesh.listening import MAX_SOCKET_PATH_BYTES, check_free
 from gennode.mesh.p2pd.daemon import find_binary

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from gennode.engine.any.cache import KEPT_STEPS
 from gennode.engine.any.shard import AnyShard
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
-from gennode.engine.engines import EngineOptions, owner_engine, shard_engine
+from gennode.engine.engines import owner_engine, shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import ShardEngine, States, StepInput
 from gennode.errors import LocalError, ModelError, ResourceError, UsageError
 from gennode.wire.ids import Span

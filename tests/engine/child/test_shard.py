@@ -15,7 +15,8 @@ import pytest
 from gennode.engine.checkpoint.weights import ModelFolder, find_model, open_model
 from gennode.engine.child.process import ComputeProcess
 from gennode.engine.child.shard import MAX_RESTARTS, ChildShard
-from gennode.engine.engines import EngineOptions, shard_engine
+from gennode.engine.engines import shard_engine
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import ShardEngine, States, StepInput
 from gennode.errors import DeviceError, GennodeError, LocalError, ResourceError
 from gennode.wire.ids import Span

@@ -11,16 +11,12 @@ import numpy as np
 import pytest
 
 from gennode.engine.child.shard import ChildShard
-from gennode.engine.engines import (
-    EngineOptions,
-    engine_here,
-    open_folder,
-    owner_engine,
-    shard_engine,
-)
+from gennode.engine.engines import engine_here, owner_engine, shard_engine
+from gennode.engine.folders import open_folder
 from gennode.engine.gguf.folder import open_gguf
 from gennode.engine.gguf.owner import GgufOwner
 from gennode.engine.gguf.shard import GgufShard
+from gennode.engine.options import EngineOptions
 from gennode.engine.seam import StepInput
 from gennode.errors import ResourceError, UsageError
 from gennode.wire.ids import Span

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import LlamaForCausalLM
 
-from gennode.engine.engines import read_folder_shape
+from gennode.engine.folders import read_folder_shape
 from gennode.engine.gguf.folder import is_gguf, open_gguf
 from gennode.engine.gguf.format import read_header
 from gennode.engine.gguf.layers import open_file
