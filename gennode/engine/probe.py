@@ -46,17 +46,20 @@ def measure_machine(
     device: str,
     *,
     memory_bytes: int,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Machine:
     """What a plan needs to know of this machine, measured in 1.5 s at most.
 
     `memory_bytes` is what it gives for weights and caches; upload and coordinate are left for
-    those who know them. `progress` is told (stages done, stages in all). Takes some 350 MB for
-    as long as it measures. Raises DeviceError, ResourceError.
+    those who know them. `dtype`: of the products; by default what layers are computed in there,
+    fp32 on CPUs and bf16 on accelerators. `progress` is told (stages done, stages in all). Takes
+    some 350 MB for as long as it measures. Raises DeviceError, ResourceError.
     """
-    probe = Probe(torch.device(pick_device(device)), dtype, clock)
+    picked = torch.device(pick_device(device))
+    usual = torch.float32 if picked.type == "cpu" else torch.bfloat16
+    probe = Probe(picked, dtype or usual, clock)
 
     def done(stages: int) -> None:
         if progress is not None:

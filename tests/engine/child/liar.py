@@ -16,6 +16,8 @@ from gennode.engine.child.jail import Jail
 from gennode.engine.choice.runs import Layer, Run, Step
 from gennode.engine.devices import DeviceMemory, DeviceReport
 from gennode.engine.seam import Profile
+from gennode.wire.announcement import Machine
+from gennode.wire.coordinates import Coordinate
 from gennode.wire.ids import ModelId, Span
 
 HUGE = say.LENGTHS.pack(10, 1 << 60)
@@ -26,11 +28,12 @@ PAGES = say.Exported("x", Span(0, 1), 3, (5, -5, 2))
 REPORT = DeviceReport(
     "cpu", "CPU", DeviceMemory(1, 1), "float32", float("nan"), 1.0, "8 B", 1, {1: 1.0}, None, None
 )
+MACHINE = Machine(1, float("nan"), 1.0, 0.0, 0.0, Coordinate())
 RUNS = say.Settled("int8", (Run("another", "int8", Layer(1, 1, 1, 1, 1), Step(1, 1, 0), 1.0),))
 PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0))
 ALONE: dict[str, msgspec.Struct] = {
     "other": NUMBER, "again": STARTED, "profile": PROFILE, "report": say.Examined(REPORT),
-    "runs": RUNS,
+    "runs": RUNS, "machine": say.Probed(MACHINE),
 }  # fmt: skip
 
 
@@ -51,7 +54,10 @@ def main() -> None:
                 channel.send(say.Began(model, int(dim)))
             case say.Spans():
                 channel.send(say.Loaded((Span(0, 1 << 15 if lie == "spans" else 1),)))
-            case say.Compute() | say.Export() | say.TakeProfile() | say.Examine() | say.Settle():
+            case (
+                say.Compute() | say.Export() | say.TakeProfile()
+                | say.Measure() | say.Examine() | say.Settle()
+            ):  # fmt: skip
                 tell(lie, channel, end, body)
             case _:
                 channel.send(say.Done())
@@ -62,7 +68,7 @@ def tell(lie: str, channel: Channel[say.Request], end: socket.socket, body: byte
     match lie:
         case "huge" | "garbage":
             end.sendall(HUGE if lie == "huge" else GARBAGE)
-        case "other" | "again" | "profile" | "report" | "runs":
+        case "other" | "again" | "profile" | "report" | "runs" | "machine":
             channel.send(ALONE[lie])
         case "short" | "chatters":
             channel.send(say.Done(), [body[: len(body) // 2]])

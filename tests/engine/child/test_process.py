@@ -71,6 +71,8 @@ def test_it_gets_no_secrets_and_no_files(
 def test_figures_of_nothing_that_there_is_are_not_taken(start: Start) -> None:
     with pytest.raises(ResourceError, match="what can't be"):
         start("report").examine("cpu")
+    with pytest.raises(ResourceError, match="malformed"):
+        start("machine").measure("cpu", 1 << 20)
 
 
 def test_runs_of_something_else_are_not_recorded(start: Start) -> None:
