@@ -140,7 +140,8 @@ def _tell(joined: Joined) -> None:
     """What is hosted, and how others get at it."""
     loaded = spans_text(joined.spans)
     each_ms = joined.layer_time_s * 1e3
-    note(f"hosting layers {loaded} of {joined.layers} ({each_ms:.2f} ms each)")
+    how = f"{each_ms:.2f} ms each, {joined.compute_class}"
+    note(f"hosting layers {loaded} of {joined.layers} ({how})")
     note(joined.account.words)
     note(
         f"of model {joined.model}, which others can fetch from here with --model"

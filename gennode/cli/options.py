@@ -95,8 +95,9 @@ def model_option(command: F) -> F:
         "--model",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="A bundled model (gennode-small, -medium, -large), a folder with safetensors, "
-        "hub:ORGANISATION/NAME, or a model's id of 64 hex digits, to fetch it from peers.",
+        help="A bundled model (gennode-small, -medium, -large), a folder with safetensors or "
+        "a GGUF file, hub:ORGANISATION/NAME, or a model's id of 64 hex digits, to fetch it from "
+        "peers.",
     )(command)
 
 

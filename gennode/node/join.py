@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from gennode.engine.engines import shard_engine
 from gennode.engine.folders import Folder, open_folder, refuse_gguf
 from gennode.engine.options import EngineOptions
 from gennode.engine.seam import CachePrecision, Precision
-from gennode.errors import ResourceError, UsageError
+from gennode.errors import GennodeError, ResourceError, UsageError
 from gennode.node.fetch import (
     Sharing,
     comes_in_parts,
@@ -163,6 +163,20 @@ async def _ending(compute: ComputeProcess) -> AsyncIterator[None]:
         compute.end()
 
 
+def _end_with(node: LiveNode, worker: Worker) -> None:
+    """A worker that can compute no more ends its node, with the reason, and is not announced."""
+    loop = asyncio.get_running_loop()
+    if isinstance(worker.engine, ChildShard):
+        worker.engine.on_given_up = lambda error: _call_in(loop, node.fail, error)
+
+
+def _call_in(
+    loop: asyncio.AbstractEventLoop, call: Callable[[GennodeError], None], error: GennodeError
+) -> None:
+    with suppress(RuntimeError):  # the loop is closed: the node has left already
+        loop.call_soon_threadsafe(call, error)
+
+
 def _end_engines(node: LiveNode) -> None:
     """Let no engine keep a node from leaving, though it may hang."""
     for worker in node.workers.values():
@@ -215,6 +229,7 @@ async def _take_place(
     worker = _worker(folder, options, held, compute)
     with progress(f"loading layers {span}", unit="layers") as report:
         await node.in_engine_thread(lambda: worker.engine.load(span, report))
+    _end_with(node, worker)
     await node.serve(worker)
     return worker, folder, held
 

@@ -25,7 +25,7 @@ from gennode.engine.contract import (
 )
 from gennode.engine.devices import pick_device
 from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
-from gennode.errors import LocalError, ResourceError
+from gennode.errors import LocalError, ModelError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
 _ELEMENT_BYTES = 4  # everything is fp32
@@ -234,7 +234,10 @@ class AnyShard:
         scratch = object()
         steps = _WARM_UP_STEPS + _PROFILE_STEPS
         self.open(scratch, span, _PROFILE_POSITIONS + steps)
-        self.step([StepInput(scratch, 0, np.zeros((_PROFILE_POSITIONS, self.dim), np.float32))])
+        [states] = self.step([StepInput(scratch, 0, _prompt(self.dim))])
+        if not np.isfinite(states).all():
+            raise ModelError("the layers give numbers that are not finite",
+                             hint="its weights are damaged: download the model again")  # fmt: skip
         token = np.zeros((1, self.dim), np.float32)
         times_s = []
         for position in range(_PROFILE_POSITIONS, _PROFILE_POSITIONS + steps):
@@ -243,6 +246,11 @@ class AnyShard:
             times_s.append(time.perf_counter() - start_s)
         self.close(scratch)
         return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
+
+
+def _prompt(dim: int) -> States:
+    """States as a short prompt's might be; all zeros would hide some weights."""
+    return np.random.default_rng(0).standard_normal((_PROFILE_POSITIONS, dim), dtype=np.float32)
 
 
 def _out_of_memory(what: str, error: Exception) -> Exception:

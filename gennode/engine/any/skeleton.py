@@ -189,7 +189,7 @@ class Skeleton:
                     self._forward([self._neutral], 0, self.new_cache(Span(0, 0)))
                 except _LeaveError:
                     return
-                except (TypeError, ValueError, IndexError, AttributeError):
+                except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
                     continue  # not this one
         finally:
             handle.remove()

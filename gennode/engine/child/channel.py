@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
@@ -29,9 +29,22 @@ class GoneError(BrokenChannelError):
 
 
 class Channel(Generic[In]):
-    """One end. For one thread at a time. `decoder`: of the headers that come in."""
+    """One end. For one thread at a time. `decoder`: of the headers that come in.
 
-    def __init__(self, end: socket.socket, decoder: msgspec.msgpack.Decoder[In]) -> None:
+    `is_silence_fine` is asked whenever the other end was silent for `silence_s`: false breaks the
+    channel.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        decoder: msgspec.msgpack.Decoder[In],
+        *,
+        silence_s: float | None = None,
+        is_silence_fine: Callable[[], bool] = lambda: True,
+    ) -> None:
+        end.settimeout(silence_s)
+        self._is_silence_fine = is_silence_fine
         self._end = end
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = decoder
@@ -72,6 +85,9 @@ class Channel(Generic[In]):
         while views:
             try:
                 sent = self._end.sendmsg(views[:_MAX_PIECES])
+            except TimeoutError:
+                self._heed_silence()
+                continue
             except OSError as error:
                 raise GoneError(f"nobody reads: {error.strerror}") from error
             while views and sent >= len(views[0]):
@@ -105,10 +121,18 @@ class Channel(Generic[In]):
             self._filled += self._read_into(self._buffer[self._filled :])
 
     def _read_into(self, view: memoryview) -> int:
-        try:
-            count = self._end.recv_into(view)
-        except OSError as error:
-            raise GoneError(f"nobody sends: {error.strerror}") from error
-        if not count:
-            raise GoneError("the other end is gone")
-        return count
+        while True:
+            try:
+                count = self._end.recv_into(view)
+            except TimeoutError:
+                self._heed_silence()
+                continue
+            except OSError as error:
+                raise GoneError(f"nobody sends: {error.strerror}") from error
+            if not count:
+                raise GoneError("the other end is gone")
+            return count
+
+    def _heed_silence(self) -> None:
+        if not self._is_silence_fine():
+            raise BrokenChannelError("it is frozen")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
+import psutil
 
 import gennode
 from gennode.engine.child import protocol as say
@@ -35,6 +36,10 @@ _PASSED_ON_KINDS = (
 MODULE = "gennode.engine.child"
 
 END_HINT = "allow fewer layers or less memory, or end other programs"
+SILENCE_S = 10.0
+"""Whoever is asked for work, and uses no processor for so long, is frozen: stopped by somebody, or
+waiting for a device that will not answer."""
+
 END_S = 1.0  # from SIGKILL, or the end of its socket, until a process is gone
 LAST_WORDS_BYTES = 2000  # of what it wrote before it ended: where a traceback says what it was
 
@@ -86,7 +91,14 @@ class ComputeProcess:
                 ours.close()
                 raise ResourceError(f"no process can be started: {error.strerror}",
                                     hint="end other programs") from error  # fmt: skip
-        self._channel: Channel[say.Reply] = Channel(ours, msgspec.msgpack.Decoder(say.Reply))
+        self._channel: Channel[say.Reply] = Channel(
+            ours,
+            msgspec.msgpack.Decoder(say.Reply),
+            silence_s=SILENCE_S,
+            is_silence_fine=self._is_working,
+        )
+        self._may_wait = True
+        self._used_s = 0.0
         self._jail: Jail | None = None
         self._last_words = b""
         self._is_ending = self._by_us = False
@@ -138,6 +150,7 @@ class ComputeProcess:
         kind, and ProcessEndedError if it ends or does not answer as it has to.
         """
         self.jail()
+        self._may_wait = isinstance(request, say.Load | say.Reread)
         try:
             self._channel.send(request, body)
         except BrokenChannelError as error:
@@ -225,6 +238,15 @@ class ComputeProcess:
                 raise self._ended(wrong)
             if progress is not None and 0 <= reply.done <= reply.total:
                 progress(reply.done, reply.total)
+
+    def _is_working(self) -> bool:
+        """Whether it has used its processor since this was asked last, or may wait for a disk."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:  # it is gone, and its socket will say so
+            return True
+        before_s, self._used_s = self._used_s, times.user + times.system
+        return self._may_wait or self._used_s > before_s
 
     def _ended(self, error: BrokenChannelError) -> ProcessEndedError:
         """End what no longer answers as it has to, and say how it ended."""

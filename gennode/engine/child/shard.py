@@ -74,6 +74,8 @@ class ChildShard:
         self._ends_s: list[float] = []
         self._profile: Profile | None = None
         self._is_shut = self._is_down = False
+        self.on_given_up: Callable[[GennodeError], None] = lambda _error: None
+        """Told, from any thread, when nothing will be computed any more."""
         self._given_up: GennodeError | None = None
         self._running = [process or ComputeProcess(folder.path, options.device)]
         self._end = weakref.finalize(self, _end, self._running)
@@ -383,6 +385,7 @@ class ChildShard:
             log.error("compute_process_given_up why=%s", error)
         self._given_up, self._spans = error, ()
         self._process.end()
+        self.on_given_up(error)
 
 
 def _end(running: list[ComputeProcess]) -> None:

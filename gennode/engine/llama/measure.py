@@ -8,7 +8,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from gennode.engine.seam import ShardEngine, StepInput
+from gennode.engine.seam import ShardEngine, States, StepInput
+from gennode.errors import ModelError
 from gennode.wire.ids import Span
 
 PROFILE_POSITIONS = 64  # a short prompt: what a token costs is nearly all weights there
@@ -24,13 +25,21 @@ def measure_layer_time_s(engine: ShardEngine, span: Span) -> float:
     scratch = object()
     steps = _WARM_UP_STEPS + PROFILE_STEPS
     engine.open(scratch, span, PROFILE_POSITIONS + steps)
-    engine.step([StepInput(scratch, 0, _states(PROFILE_POSITIONS, engine.dim))])
+    [states] = engine.step([StepInput(scratch, 0, _states(PROFILE_POSITIONS, engine.dim))])
+    check_finite(states)
     times_s = [
         time_step_s(engine, [scratch], position)
         for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps)
     ]
     engine.close(scratch)
     return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
+
+
+def check_finite(states: States) -> None:
+    """ModelError if a layer gives what no layer should: each answer would fail with it."""
+    if not np.isfinite(states).all():
+        raise ModelError("the layers give numbers that are not finite",
+                         hint="its weights are damaged: download the model again")  # fmt: skip
 
 
 def measure_further_s(engine: ShardEngine, span: Span, layer_bytes: int, most: int) -> float:

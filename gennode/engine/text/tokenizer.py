@@ -6,12 +6,42 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 from tokenizers import Tokenizer
 
 from gennode.engine.checkpoint.layout import TOKENIZER
 from gennode.errors import ModelError, UsageError
 
 MAX_TEXT_CHARACTERS = 4 * 1024 * 1024  # four for each of the 2^20 positions a session may have
+
+MAX_GROWTH = 64  # of text that is normalised; published tokenizers reach 3, by a longer space
+
+
+class _Rule(msgspec.Struct):
+    """A rule by which text is changed before it is cut; what others than these state is small."""
+
+    content: str = ""
+    prepend: str = ""
+    normalizers: list[_Rule] = []
+
+
+class _Rules(msgspec.Struct):
+    normalizer: _Rule | None = None
+
+
+def _growth(data: bytes) -> int:
+    """By how much the normaliser can lengthen a text at most, as a product over its rules."""
+    try:
+        rules = msgspec.json.decode(data, type=_Rules)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ModelError(f"{TOKENIZER} is damaged: {error}",
+                         hint="download that file again") from error  # fmt: skip
+    growth, left = 1, [rules.normalizer] if rules.normalizer else []
+    while left and growth <= MAX_GROWTH:
+        rule = left.pop()
+        left += rule.normalizers
+        growth *= max(1, len(rule.content), len(rule.prepend))
+    return growth
 
 
 class ModelTokenizer:
@@ -21,6 +51,9 @@ class ModelTokenizer:
         """Load it; ModelError if it is damaged, or has more than the weights' `vocab` tokens."""
         with _TokenizerErrors():
             self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        if _growth((folder / TOKENIZER).read_bytes()) > MAX_GROWTH:
+            raise ModelError(f"{TOKENIZER} makes text more than {MAX_GROWTH} times as long",
+                             hint="don't use this model")  # fmt: skip
         # A saved tokenizer may carry batch settings; a prompt is neither padded nor cut.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -45,7 +78,8 @@ class ModelTokenizer:
         except UnicodeEncodeError as error:
             raise UsageError("the prompt is not valid Unicode text",
                              hint="remove its lone surrogates") from error  # fmt: skip
-        return list(self._tokenizer.encode(text, add_special_tokens=not bare).ids)
+        with _TokenizerErrors():
+            return list(self._tokenizer.encode(text, add_special_tokens=not bare).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
@@ -67,7 +101,8 @@ class _TokenizerErrors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is Exception:
+        # Its panics derive from BaseException alone, and have no public name.
+        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
             raise ModelError(
                 f"{TOKENIZER} is damaged: {error}", hint="download that file again"
             ) from error

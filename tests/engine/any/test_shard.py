@@ -281,3 +281,19 @@ def test_weights_that_do_not_fit_are_refused_by_name(
         loaded(open_model(tmp_path), Span(1, 2))
     assert "up_proj" in str(caught.value)
     assert caught.value.hint
+
+
+def test_weights_that_are_no_numbers_are_seen_before_anybody_is_served(tmp_path: Path) -> None:
+    make_tiny("gemma2", tmp_path)
+    _edit(lambda tensors: tensors.update({UP: torch.full_like(tensors[UP], torch.nan)}))(tmp_path)
+    shard = loaded(open_model(tmp_path), Span(1, 2))
+    with pytest.raises(ModelError, match="not finite"):
+        shard.profile()
+
+
+def test_a_window_of_less_than_nothing_is_refused(tmp_path: Path) -> None:
+    make_tiny("gemma2", tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text()) | {"sliding_window": -1}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError):
+        loaded(open_model(tmp_path), Span(1, 2))

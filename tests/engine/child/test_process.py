@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from gennode.engine.child import process as compute_process
 from gennode.engine.child import protocol as say
 from gennode.engine.child.process import ComputeProcess, ProcessEndedError
 from gennode.engine.choice.runs import Layer, Run, Step
 from gennode.errors import DeviceError, ModelError, ResourceError
+from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
 
 LONG_S = 100.0  # for what a busy machine does in its own time
@@ -120,6 +122,17 @@ def test_a_kill_from_outside_is_told_from_our_own(start: Start) -> None:
 def test_what_it_writes_neither_blocks_it_nor_fills_memory(start: Start) -> None:
     process = start("chatters")
     assert process.ask(STEP, say.Done, body=[bytes(64)], max_body_bytes=64)[1] == bytes(32)
+
+
+def test_what_uses_no_processor_while_it_is_asked_for_work_is_frozen(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_process, "SILENCE_S", 0.2)
+    with pytest.raises(ProcessEndedError, match="frozen") as caught:
+        start("hangs").ask(STEP, say.Done)
+    assert not caught.value.was_killed
+    waits = start("hangs")
+    assert waits.ask(say.Load(Span(0, 1)), say.Done)  # whoever loads may wait for a disk
 
 
 def test_ending_wakes_whoever_waits_for_a_process_that_hangs(start: Start) -> None:

@@ -195,6 +195,8 @@ def test_an_idle_process_that_dies_is_replaced_unasked(shard: ChildShard, whole:
 
 def test_what_dies_again_and_again_is_given_up(folder: ModelFolder, whole: Span) -> None:
     engine = ChildShard(folder, OPTIONS, clock=lambda: 5.0)
+    heard: list[GennodeError] = []
+    engine.on_given_up = heard.append
     try:
         engine.load(Span(0, 1))
         for _ in range(MAX_RESTARTS):
@@ -208,6 +210,7 @@ def test_what_dies_again_and_again_is_given_up(folder: ModelFolder, whole: Span)
             engine.load(whole)
         assert caught.value.hint
         assert engine.spans() == ()
+        assert heard == [caught.value]
         engine.close("never")
     finally:
         engine.shutdown()

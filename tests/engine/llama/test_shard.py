@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from bench._random_model import random_llama
@@ -17,7 +18,7 @@ from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.llama.owner import LlamaOwner
 from gennode.engine.llama.shard import LlamaShard
 from gennode.engine.seam import Logits, ShardEngine, StepInput
-from gennode.errors import DeviceError, LocalError, ResourceError
+from gennode.errors import DeviceError, LocalError, ModelError, ResourceError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
 
@@ -304,3 +305,14 @@ def test_loading_a_span_takes_the_memory_of_that_span_and_unloading_gives_it_bac
     assert end_bytes <= 1.1 * 4 * layer_bytes
     assert peak_bytes <= 1.1 * 4 * layer_bytes + 32 * 1024**2
     assert left_bytes <= 1.1 * layer_bytes + 32 * 1024**2
+
+
+def test_weights_that_are_no_numbers_are_seen_before_anybody_is_served(llama_folder: Path) -> None:
+    tensors = load_file(llama_folder / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    save_file(tensors, llama_folder / "model.safetensors")
+    shard = LlamaShard(open_model(llama_folder))
+    shard.load(Span(0, 2))
+    with pytest.raises(ModelError, match="not finite"):
+        shard.profile()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -49,3 +51,27 @@ def test_a_damaged_file_is_a_model_error(llama_folder: Path, content: bytes) -> 
     (llama_folder / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelError, match="damaged"):
         ModelTokenizer(llama_folder, 300)
+
+
+def with_rule(folder: Path, rule: dict[str, Any]) -> None:
+    """Have text changed by this rule before it is cut."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": rule}))
+
+
+def test_rules_that_blow_text_up_are_refused_and_usual_ones_are_not(llama_folder: Path) -> None:
+    longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 16}
+    with_rule(llama_folder, {"type": "Sequence", "normalizers": [longer, longer]})
+    with pytest.raises(ModelError, match="as long"):
+        ModelTokenizer(llama_folder, 300)
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    prepend = {"type": "Prepend", "prepend": "\u2581"}
+    with_rule(llama_folder, {"type": "Sequence", "normalizers": [prepend, space]})
+    assert ModelTokenizer(llama_folder, 300).encode("a b")
+
+
+def test_a_rule_that_never_ends_is_the_models_fault(llama_folder: Path) -> None:
+    endless = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    with_rule(llama_folder, endless)
+    with pytest.raises(ModelError, match="damaged"):
+        ModelTokenizer(llama_folder, 300).encode("a" * 64 + "c")
