@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
-from gennode.engine.seam import StepInput
+from gennode.engine.seam import CachePages, StepInput
 from gennode.errors import LocalError
 from gennode.wire.ids import Span
 
@@ -59,3 +59,26 @@ def check_truncate(new_length: int, length: int) -> None:
     """LocalError unless the sequence has at least `new_length` positions."""
     if not 0 <= new_length <= length:
         raise LocalError(f"a sequence of {length} positions can't be cut to {new_length}")
+
+
+class OwnCaches:
+    """The part of a ShardEngine whose sequences share nothing and can't move elsewhere."""
+
+    def keep(self, sequence: Hashable, positions: int) -> int | None:
+        """None: nothing is kept here."""
+        return None
+
+    def adopt(self, sequence: Hashable, kept: int) -> None:
+        """LocalError: nothing is kept, so nothing can be adopted."""
+        raise LocalError("this engine keeps nothing")
+
+    def forget(self, kept: int) -> None:
+        """Nothing is kept."""
+
+    def export(self, sequence: Hashable) -> CachePages:
+        """LocalError: its caches have no pages."""
+        raise LocalError("this engine's caches can't be exported")
+
+    def restore(self, sequence: Hashable, pages: CachePages) -> None:
+        """LocalError: its caches have no pages."""
+        raise LocalError("this engine's caches can't be restored")

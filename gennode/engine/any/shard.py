@@ -16,6 +16,7 @@ from gennode.engine.any.load import load_layer, unload_layer
 from gennode.engine.any.skeleton import Skeleton
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
+    OwnCaches,
     check_open,
     check_span,
     check_step,
@@ -24,14 +25,12 @@ from gennode.engine.contract import (
     maximal_spans,
 )
 from gennode.engine.devices import pick_device
-from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
-from gennode.errors import LocalError, ModelError, ResourceError
+from gennode.engine.measure import measure_layer_time_s
+from gennode.engine.seam import CacheUse, Profile, States, StepInput
+from gennode.errors import LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
 _ELEMENT_BYTES = 4  # everything is fp32
-_PROFILE_POSITIONS = 32  # a short prompt: what a token costs is nearly all weights there
-_PROFILE_STEPS = 9
-_WARM_UP_STEPS = 2
 
 
 @dataclass
@@ -45,7 +44,7 @@ class _Sequence:
         return self.cache.length
 
 
-class AnyShard:
+class AnyShard(OwnCaches):
     """A ShardEngine for any decoder that transformers knows. Weights are widened to fp32.
 
     All spans share one skeleton of the model; a layer is loaded by giving it its weights. A
@@ -151,25 +150,6 @@ class AnyShard:
         used_bytes = sum(each.cache.used_bytes for each in self._sequences.values())
         return CacheUse(used_bytes, self._max_cache_bytes)
 
-    def keep(self, sequence: Hashable, positions: int) -> int | None:
-        """Prefixes are kept by the fast engine alone."""
-        return None
-
-    def adopt(self, sequence: Hashable, kept: int) -> None:
-        """Nothing is kept, so nothing can be adopted."""
-        raise LocalError("this engine keeps nothing")
-
-    def forget(self, kept: int) -> None:
-        """Nothing is kept."""
-
-    def export(self, sequence: Hashable) -> CachePages:
-        """The library's caches have no pages."""
-        raise LocalError("this engine's caches can't be exported")
-
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """The library's caches have no pages."""
-        raise LocalError("this engine's caches can't be restored")
-
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes.
 
@@ -219,7 +199,7 @@ class AnyShard:
             span = max(self.spans(), key=lambda span: span.layers, default=None)
             if span is None:
                 raise LocalError("there is nothing to measure before a layer is loaded")
-            layer_time_s = self._measure_layer_time_s(span)
+            layer_time_s = measure_layer_time_s(self, span)
             self._profile = Profile(
                 model=self.model,
                 compute_class=self.compute_class,
@@ -228,29 +208,6 @@ class AnyShard:
                 further_time_s=layer_time_s,  # a batch is computed one after the other
             )
         return self._profile
-
-    def _measure_layer_time_s(self, span: Span) -> float:
-        """The median of some one-token steps, per layer."""
-        scratch = object()
-        steps = _WARM_UP_STEPS + _PROFILE_STEPS
-        self.open(scratch, span, _PROFILE_POSITIONS + steps)
-        [states] = self.step([StepInput(scratch, 0, _prompt(self.dim))])
-        if not np.isfinite(states).all():
-            raise ModelError("the layers give numbers that are not finite",
-                             hint="its weights are damaged: download the model again")  # fmt: skip
-        token = np.zeros((1, self.dim), np.float32)
-        times_s = []
-        for position in range(_PROFILE_POSITIONS, _PROFILE_POSITIONS + steps):
-            start_s = time.perf_counter()
-            self.step([StepInput(scratch, position, token)])
-            times_s.append(time.perf_counter() - start_s)
-        self.close(scratch)
-        return statistics.median(times_s[_WARM_UP_STEPS:]) / span.layers
-
-
-def _prompt(dim: int) -> States:
-    """States as a short prompt's might be; all zeros would hide some weights."""
-    return np.random.default_rng(0).standard_normal((_PROFILE_POSITIONS, dim), dtype=np.float32)
 
 
 def _out_of_memory(what: str, error: Exception) -> Exception:

@@ -15,16 +15,14 @@ from torch.nn import functional
 from gennode.engine.gguf.folder import GgufFolder
 from gennode.engine.gguf.format import KINDS, Tensor
 from gennode.engine.llama.linear import make_linear
-from gennode.engine.seam import ChatMessage, Logits, States
-from gennode.engine.text.chat import Chat
-from gennode.engine.text.tokenizer import ModelTokenizer
-from gennode.errors import LocalError, ModelError, UsageError
-from gennode.wire.ids import ModelId
+from gennode.engine.owner import TextOwner
+from gennode.engine.seam import Logits, States
+from gennode.errors import ModelError, UsageError
 
 _UNPACK_BYTES = 16 * 1024 * 1024  # at a time: what is unpacked is up to eight times larger
 
 
-class GgufOwner:
+class GgufOwner(TextOwner):
     """An OwnerEngine for GGUF: tokenizer.json, embedding, final norm and head, on the CPU."""
 
     @torch.inference_mode()
@@ -35,9 +33,7 @@ class GgufOwner:
                              hint="pip install 'gennode[llama]'")  # fmt: skip
         self._unpacker: Any = importlib.import_module("gguf")
         self._folder = folder
-        self._shape = folder.gguf.shape
-        self._tokenizer = ModelTokenizer(folder.path, self._shape.vocab)
-        self._chat = Chat(folder.path, self._tokenizer)
+        super().__init__(folder.path, folder.manifest, folder.gguf.end_tokens)
         tensors = folder.gguf.tensors
         # Rows are unpacked as they are looked up, so the table stays as small as in the file.
         self._kind = tensors["token_embd.weight"].kind
@@ -75,46 +71,9 @@ class GgufOwner:
             result[start : start + rows] = self._unpacked(piece, tensor.kind)
         return result
 
-    @property
-    def model(self) -> ModelId:
-        """Which weights these are."""
-        return self._folder.manifest.model
-
-    @property
-    def dim(self) -> int:
-        """Width of the hidden states."""
-        return self._shape.dim
-
-    @property
-    def layers(self) -> int:
-        """How many transformer layers lie between `embed` and `logits`."""
-        return self._shape.layers
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence that the model was made for."""
-        return self._shape.max_positions
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the model expects."""
-        return self._tokenizer.encode(text)
-
-    def chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins; see OwnerEngine."""
-        return self._chat.tokens(messages)
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        """Text of generated tokens, special ones left out."""
-        return self._tokenizer.decode(tokens)
-
-    def is_end(self, token: int) -> bool:
-        """Whether this token ends an answer."""
-        return token in self._folder.gguf.end_tokens
-
     def embed(self, tokens: Sequence[int], position: int) -> States:
         """Input states of the first layer, [len(tokens), dim]; the same at all positions."""
-        if any(not 0 <= token < self._shape.vocab for token in tokens):
-            raise LocalError(f"a token lies outside the vocabulary of {self._shape.vocab}")
+        self.check_tokens(tokens)
         if not tokens:
             return np.empty((0, self.dim), np.float32)
         rows = self._embedding[np.array(tokens, np.int64)]
@@ -123,8 +82,7 @@ class GgufOwner:
     @torch.inference_mode()
     def logits(self, state: States) -> Logits:
         """Logits after one position's last-layer state (shape [dim] or [1, dim])."""
-        if state.dtype != np.float32 or state.size != self.dim:
-            raise LocalError(f"logits need one float32 state of {self.dim}, not {state.shape}")
+        self.check_state(state)
         row = torch.tensor(state).view(1, self.dim)
         normed = functional.rms_norm(row, (self.dim,), self._norm, self._folder.gguf.epsilon)
         return self._head(normed)[0].numpy()

@@ -18,6 +18,7 @@ from typing import IO
 import numpy as np
 
 from gennode.engine.contract import (
+    OwnCaches,
     check_open,
     check_span,
     check_step,
@@ -27,9 +28,9 @@ from gennode.engine.contract import (
 )
 from gennode.engine.gguf.folder import GgufFolder, open_gguf
 from gennode.engine.gguf.native import MAX_ROWS, Context, Weights, library
+from gennode.engine.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.seam import (
     DEFAULT_CACHE_BYTES,
-    CachePages,
     CacheUse,
     Profile,
     States,
@@ -46,10 +47,6 @@ _ELEMENT_BYTES = 2  # llama.cpp keeps keys and values in fp16
 # every one of some fifteen operations; see THREADED_MIN_PRODUCTS in the Llama engine.
 THREADED_MIN_PARAMETERS = 1 << 22
 
-PROFILE_POSITIONS = 64
-PROFILE_STEPS = 7
-_WARM_UP_STEPS = 2
-
 
 @dataclass
 class _Sequence:
@@ -59,7 +56,7 @@ class _Sequence:
     length: int = 0
 
 
-class GgufShard:
+class GgufShard(OwnCaches):
     """A ShardEngine for GGUF files, on the CPU. Keys and values are fp16 in each layer's cache."""
 
     def __init__(self, folder: GgufFolder, *, max_cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
@@ -231,61 +228,22 @@ class GgufShard:
         used = self._cache_bytes(self._positions, len(self._weights))
         return CacheUse(used, self._max_cache_bytes)
 
-    def keep(self, sequence: Hashable, positions: int) -> int | None:
-        """None: llama.cpp's slots can't share positions."""
-        return None
-
-    def adopt(self, sequence: Hashable, kept: int) -> None:
-        """LocalError: nothing is kept."""
-        raise LocalError("nothing is kept")
-
-    def forget(self, kept: int) -> None:
-        """Nothing is kept."""
-
-    def export(self, sequence: Hashable) -> CachePages:
-        """LocalError: what llama.cpp writes of a cache is no format to be read from strangers."""
-        raise LocalError("caches of llama.cpp can't be exported")
-
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """LocalError: see export."""
-        raise LocalError("caches of llama.cpp can't be restored")
-
     def profile(self) -> Profile:
         """Measure (once) and report; at least one layer must be loaded."""
         if self._profile is None:
             span = max(self.spans(), key=lambda span: span.layers, default=None)
             if span is None:
                 raise LocalError("there is nothing to measure before a layer is loaded")
-            one_s, two_s = self._measure_s(span)
             self._profile = Profile(
                 model=self.model,
                 compute_class=self.compute_class,
-                layer_time_s=one_s / span.layers,
+                layer_time_s=measure_layer_time_s(self, span),
                 load_time_s=statistics.median(self._load_time_s),
-                further_time_s=max(0.0, two_s - one_s) / span.layers,
+                further_time_s=measure_further_s(
+                    self, span, self._folder.gguf.layer_memory_bytes, SLOTS - len(self._sequences)
+                ),
             )
         return self._profile
-
-    def _measure_s(self, span: Span) -> tuple[float, float]:
-        """Seconds of a step with one token, and of one with two sequences' tokens; medians."""
-        pair = [object(), object()]
-        steps = _WARM_UP_STEPS + PROFILE_STEPS
-        for scratch in pair:
-            self.open(scratch, span, PROFILE_POSITIONS + steps)
-            prompt = np.zeros((PROFILE_POSITIONS, self.dim), np.float32)
-            self.step([StepInput(scratch, 0, prompt)])
-        token = np.zeros((1, self.dim), np.float32)
-        times_s: tuple[list[float], list[float]] = ([], [])
-        for position in range(PROFILE_POSITIONS, PROFILE_POSITIONS + steps):
-            for count in (1, 2):
-                batch = [StepInput(scratch, position, token) for scratch in pair[:count]]
-                start_s = time.perf_counter()
-                self.step(batch)
-                times_s[count - 1].append(time.perf_counter() - start_s)
-        for scratch in pair:
-            self.close(scratch)
-        one, two = (statistics.median(each[_WARM_UP_STEPS:]) for each in times_s)
-        return one, two
 
     def _known(self, sequence: Hashable) -> _Sequence:
         known = self._sequences.get(sequence)

@@ -29,10 +29,10 @@ from gennode.engine.devices import pick_device
 from gennode.engine.llama.attention import Rows, StepRows
 from gennode.engine.llama.cuda import Graphs
 from gennode.engine.llama.fastest import fastest
-from gennode.engine.llama.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.llama.model import Layer, load_layer, run_layer
 from gennode.engine.llama.precision import arithmetic
 from gennode.engine.llama.rotary import rotary_frequencies
+from gennode.engine.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.seam import (
     DEFAULT_CACHE_BYTES,
     CachePages,
