@@ -18,8 +18,8 @@ from gennode.engine.sample import Sampling
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
 from gennode.node.prompt import answer
-from gennode.node.simulated import SimulatedSwarm
-from gennode.node.simulation import undisturbed
+from gennode.node.stories.story import undisturbed
+from gennode.node.stories.swarm import SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.wire.ids import PeerId, Span
 

@@ -44,7 +44,7 @@ def command(context: click.Context, *, seeds: int, seed: int | None, as_json: bo
 
 
 def _tell_stories(chosen: range | list[int], as_json: bool, *, one: bool) -> None:
-    from gennode.node.simulation import tell
+    from gennode.node.stories.story import tell
 
     right = refused = failovers = events = 0
     virtual_s, start_s = 0.0, time.process_time()

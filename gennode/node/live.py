@@ -18,12 +18,12 @@ from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import Job, Opened, OpenJob, Rerouted, Run, Send
 from gennode.node.computing import Computing
-from gennode.node.live_sessions import LivePipeline, LiveSessions
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.peers import PeerBook
 from gennode.node.plans.planning import Accepted, Judge, PlanEvent
 from gennode.node.plans.proposals import Refused
+from gennode.node.sessions.live import LivePipeline, LiveSessions
 from gennode.node.worker import Work, Worker
 from gennode.sharding.route.route import Gap
 from gennode.wire.announcement import Announcement

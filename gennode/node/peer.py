@@ -14,10 +14,10 @@ from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action, Job, Send
-from gennode.node.hop import HopLimits, HopMachine, HostedModel
-from gennode.node.owning import OwnerMachine
+from gennode.node.hops.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.plans.planning import PlanEvent, PlanningMachine
 from gennode.node.plans.witness import Pace
+from gennode.node.sessions.owning import OwnerMachine
 from gennode.sharding.snapshots import snapshot_of
 from gennode.wire.announcement import MAX_HOSTED_MODELS, Announcement, Hosting, Machine
 from gennode.wire.beats import LINK_BYTES, chain

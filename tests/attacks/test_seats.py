@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from gennode.node.actions import Run, Send
-from gennode.node.hop import UNUSED_S, HopMachine
+from gennode.node.hops.hop import UNUSED_S, HopMachine
 from gennode.wire.ids import PeerId, SessionId
 from gennode.wire.messages import Open, Ping, Refuse
 from tests.node.conftest import (

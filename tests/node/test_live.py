@@ -10,9 +10,9 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
 from gennode.errors import NetworkError, NoRouteError
-from gennode.node.hop import HopLimits
-from gennode.node.patience import MIN_PATIENCE_S
-from gennode.node.watch import PONG_LIMIT_S
+from gennode.node.hops.hop import HopLimits
+from gennode.node.sessions.patience import MIN_PATIENCE_S
+from gennode.node.sessions.watch import PONG_LIMIT_S
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Span
 from tests.node.toys import LAYERS, MANIFEST, THIRDS, staged, toy_worker, truth

@@ -12,7 +12,7 @@ from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError, ResourceError
 from gennode.node.actions import HopKey, OpenJob, Send, StepJob
 from gennode.node.batches import Batches
-from gennode.node.hop import HopLimits, HopMachine
+from gennode.node.hops.hop import HopLimits, HopMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, SessionId, Span

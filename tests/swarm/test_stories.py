@@ -8,7 +8,7 @@ import pytest
 
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
-from gennode.node.simulation import tell
+from gennode.node.stories.story import tell
 
 SEEDS = 60
 

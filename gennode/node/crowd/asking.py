@@ -12,11 +12,11 @@ from gennode.node.crowd.member import Leg, Member, Owner, Session, legs_of
 from gennode.node.crowd.news import MAX_AGE_S, STEP_S, News
 from gennode.node.crowd.physics import prefill_s, step_s
 from gennode.node.crowd.tally import Tally
-from gennode.node.owning import SHUN_S
-from gennode.node.patience import MIN_PATIENCE_S
 from gennode.node.prompt import PREFILL_CHUNK
-from gennode.node.session import AVOID_S, REPAIR_LIMIT_S, SEEK_INTERVAL_S, SEEK_LIMIT_S
-from gennode.node.watch import PONG_LIMIT_S
+from gennode.node.sessions.owning import SHUN_S
+from gennode.node.sessions.patience import MIN_PATIENCE_S
+from gennode.node.sessions.session import AVOID_S, REPAIR_LIMIT_S, SEEK_INTERVAL_S, SEEK_LIMIT_S
+from gennode.node.sessions.watch import PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 
 CHUNK_TOKENS = 32  # that a session advances by in one event, as often as hops sign receipts
@@ -243,7 +243,7 @@ class Asking:
             span = Span(session.spans[first].start, session.spans[end - 1].end)
             entry = session.legs[first - 1][0].peer if first else session.owner.peer
             found = self._routes(session, span, entry, ALTERNATIVES)
-            if not found:  # then others for all of the route, as in node/repair.py
+            if not found:  # then others for all of the route, as in node/sessions/repair.py
                 first, end = 0, len(session.legs)
                 found = self._routes(session, self._brain.whole, session.owner.peer, 1)
                 patches.clear()

@@ -13,7 +13,7 @@ from gennode.engine.contract import maximal_spans
 from gennode.engine.sample import Sampling
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
-from gennode.node.hop import MAX_SESSIONS
+from gennode.node.hops.hop import MAX_SESSIONS
 from gennode.node.moves.move import (
     Fetch,
     Load,
@@ -26,8 +26,8 @@ from gennode.node.moves.move import (
     view_of,
 )
 from gennode.node.prompt import answer
-from gennode.node.simulated import SimulatedSwarm
-from gennode.node.simulation import undisturbed
+from gennode.node.stories.story import undisturbed
+from gennode.node.stories.swarm import SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import demand_of
 from gennode.sharding.rebalance import after, next_moves, place, uncovered

@@ -20,8 +20,8 @@ from gennode.node.rolls.roll import (
     View,
     choose_version,
 )
-from gennode.node.simulated import SimulatedSwarm
-from gennode.node.simulation import undisturbed
+from gennode.node.stories.story import undisturbed
+from gennode.node.stories.swarm import SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.sharding.route.route import Route
 from gennode.wire.ids import ModelId, PeerId, Span

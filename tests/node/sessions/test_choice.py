@@ -7,7 +7,7 @@ import random
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
-from gennode.node.choice import BOARD_S, FORGIVE_S, RouteChoice
+from gennode.node.sessions.choice import BOARD_S, FORGIVE_S, RouteChoice
 from gennode.sharding.route.route import Gap, Route
 from gennode.wire.announcement import Announcement, Hosting, Machine
 from gennode.wire.beats import LINK_BYTES, chain

@@ -9,8 +9,8 @@ from gennode.mesh.directory.absence import Absence
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action
-from gennode.node.choice import RouteChoice
-from gennode.node.session import SessionMachine, SessionTerms
+from gennode.node.sessions.choice import RouteChoice
+from gennode.node.sessions.session import SessionMachine, SessionTerms
 from gennode.sharding.route.route import Gap, Route
 from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName

@@ -9,9 +9,9 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, NoRouteError, RemoteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
-from gennode.node.patience import ENOUGH_STEPS, MIN_BUSY_S
-from gennode.node.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
-from gennode.node.watch import IDLE_PONGS, PONG_LIMIT_S
+from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S
+from gennode.node.sessions.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
+from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
 from tests.node.conftest import (

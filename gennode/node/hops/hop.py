@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
-from gennode.node.retained import Retained
+from gennode.node.hops.retained import Retained
 from gennode.sharding.route.preferences import reserved_seats
 from gennode.wire.activations import Buffer, codec
 from gennode.wire.fields import as_text

@@ -15,9 +15,9 @@ from enum import Enum
 
 from gennode.errors import LocalError, NoRouteError, RemoteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
-from gennode.node.patience import Patience
-from gennode.node.repair import FindHops, mend
-from gennode.node.watch import Watch
+from gennode.node.sessions.patience import Patience
+from gennode.node.sessions.repair import FindHops, mend
+from gennode.node.sessions.watch import Watch
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId

@@ -11,7 +11,7 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, RemoteError, ResourceError
 from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
-from gennode.node.hop import IDLE_S, ORPHAN_S, HopMachine
+from gennode.node.hops.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, ModelId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step

@@ -13,7 +13,7 @@ from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError, LocalError
 from gennode.node.alone import Alone
 from gennode.node.prompt import answer
-from gennode.node.simulated import SimulatedSwarm
+from gennode.node.stories.swarm import SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.wire.ids import PeerId, Span
 from gennode.wire.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Any
 from gennode.engine.seam import OwnerEngine, States
 from gennode.errors import GennodeError
 from gennode.node.actions import Action, Arrived, Event, Lost, Opened, Rerouted
-from gennode.node.owning import OwnerMachine
+from gennode.node.sessions.owning import OwnerMachine
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import SessionId

@@ -1,0 +1,1 @@
+"""The owner's side of sessions: routes chosen, kept alive, handed over, resumed."""

@@ -1,0 +1,1 @@
+"""Seeded stories of failing swarms: the product's own machines, in virtual time."""
