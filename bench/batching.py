@@ -116,12 +116,12 @@ class Desk:
     def work(self) -> Iterator[OpenJob | StepJob]:
         """One turn; what is done."""
         from gennode.errors import GennodeError
-        from gennode.node.actions import CloseJob
+        from gennode.node.actions import OpenJob, StepJob
 
         for job, outcome in self.batches.work():
             if isinstance(outcome, GennodeError):
                 raise outcome
-            if not isinstance(job, CloseJob):
+            if isinstance(job, OpenJob | StepJob):
                 yield job
 
 

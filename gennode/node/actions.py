@@ -65,7 +65,50 @@ class CloseJob:
     key: HopKey
 
 
-Job = OpenJob | StepJob | CloseJob
+@dataclass(frozen=True)
+class ExportJob:
+    """Give out the cache of some positions from `start` on, as many as fit `max_bytes`.
+
+    `start` is where a part ended before, or 0. Behind the sequence's own steps that wait.
+    """
+
+    model: ModelId
+    key: HopKey
+    attempt: int
+    start: int
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it: positions `[start, end)`; none are left if that is empty."""
+
+    layout: str
+    start: int
+    end: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class RestoreJob:
+    """Take in what another worker exported of positions `[start, end)`; the sequence has `start`.
+
+    RemoteError if it does not fit: the donor's fault.
+    """
+
+    model: ModelId
+    key: HopKey
+    attempt: int
+    layout: str
+    start: int
+    end: int
+    payload: bytes
+
+
+Job = OpenJob | StepJob | ExportJob | RestoreJob | CloseJob
+
+Outcome = bytes | Exported | GennodeError
+"""A step's output, a part of a cache, or what its session's owner is to be told."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +136,8 @@ class Rerouted:
     after: tuple[Hop, ...]
     lost: tuple[PeerId, ...]
     reason: str
+    is_planned: bool = False
+    """Whether the hop was replaced while it still worked: it was leaving, or slow."""
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from gennode.engine.batch.queue import Slice, StepQueue, Work
 from gennode.engine.batch.shares import Shares
 from gennode.engine.seam import States, StepInput
 from gennode.errors import GennodeError, ResourceError
-from gennode.node.actions import HopKey, Job, OpenJob, StepJob
+from gennode.node.actions import HopKey, Job, OpenJob, Outcome, StepJob
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, Span
 
-Outcome = tuple[Job, bytes | GennodeError]
+Done = tuple[Job, Outcome]
 """A job and what came of it: a step's output, or what its session's owner is to be told."""
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Batches:
         """Whether there is nothing to work at."""
         return not self._busy and not self._loads
 
-    def add(self, worker: Worker, job: Job) -> list[Outcome]:
+    def add(self, worker: Worker, job: Job) -> list[Done]:
         """Take a job on; closes at once, and tells of steps that need not be computed now."""
         lane = self._lanes.get(job.model)
         if lane is None or lane.worker is not worker:
@@ -67,7 +67,7 @@ class Batches:
         self._note(job.model)
         return outcomes
 
-    def work(self) -> list[Outcome]:
+    def work(self) -> list[Done]:
         """Open what can be opened, and compute one batch of the model whose turn it is.
 
         Where a worker has to rest first it only rests: who calls may have new jobs by then.
@@ -86,7 +86,7 @@ class Batches:
         self._note(model)
         return outcomes
 
-    def forget(self, model: ModelId) -> list[Outcome]:
+    def forget(self, model: ModelId) -> list[Done]:
         """A model is hosted no longer: none of its steps will be computed."""
         lane = self._lanes.pop(model, None)
         self._loads = deque(one for one in self._loads if one[1].model != model)
@@ -104,9 +104,9 @@ class Batches:
             self._busy.discard(model)
             self._turns.leave(model)
 
-    def _open(self) -> list[Outcome]:
+    def _open(self) -> list[Done]:
         """Each opening gets one layer, or begins; those that need none do not wait for others."""
-        outcomes: list[Outcome] = []
+        outcomes: list[Done] = []
         for worker, job in [*self._loads]:
             missing = not any(have.covers(job.span) for have in worker.engine.spans())
             if missing and self._loads[0][1] is not job:
@@ -157,10 +157,10 @@ class _Lane:
 
     # -- what waits ---------------------------------------------------------------------------
 
-    def add(self, job: StepJob) -> list[Outcome]:
+    def add(self, job: StepJob) -> list[Done]:
         if job.key not in self.worker.usage.sequences:
             return [(job, ResourceError("these layers have left this worker"))]
-        outcomes: list[Outcome] = []
+        outcomes: list[Done] = []
         if job.attempt > self._attempts.get(job.key, 0):
             # the session goes on at this position: what an older attempt has waiting from there
             # on would be overwritten at once
@@ -175,29 +175,29 @@ class _Lane:
         self._queue.add(Work(job.key, owner, number, job.position, job.rows, is_awaited))
         return outcomes
 
-    def drop(self, key: HopKey) -> list[Outcome]:
+    def drop(self, key: HopKey) -> list[Done]:
         """A sequence ends, or begins anew: its steps are not computed."""
         self.owners.pop(key, None)
         self._attempts.pop(key, None)
         return self._fail(key, _overtaken())
 
-    def drop_all(self) -> list[Outcome]:
+    def drop_all(self) -> list[Done]:
         return [one for key in self._keys() for one in self._fail(key, _overtaken())]
 
     def _keys(self) -> list[HopKey]:
         return list(dict.fromkeys(frame.job.key for frame in self._frames.values()))
 
-    def _fail(self, key: HopKey, error: GennodeError) -> list[Outcome]:
+    def _fail(self, key: HopKey, error: GennodeError) -> list[Done]:
         """One step of a sequence has failed: those behind it would leave a gap."""
         self._fresh.pop(key, None)
         return self._dropped(self._queue.cancel(key), error)
 
-    def _dropped(self, numbers: Sequence[int], error: GennodeError) -> list[Outcome]:
+    def _dropped(self, numbers: Sequence[int], error: GennodeError) -> list[Done]:
         return [(self._frames.pop(number).job, error) for number in numbers]
 
     # -- computing ----------------------------------------------------------------------------
 
-    def batch(self) -> list[Outcome]:
+    def batch(self) -> list[Done]:
         """Answer what is known, then compute one batch."""
         start_s = self._now_s()
         outcomes = self._drop_closed() + self._answer_known()
@@ -212,7 +212,7 @@ class _Lane:
         self.rested_s = end_s + self.last_s * (1 / self.worker.share - 1)
         return outcomes
 
-    def _drop_closed(self) -> list[Outcome]:
+    def _drop_closed(self) -> list[Done]:
         """What was unloaded took its sequences with it."""
         now_open = self.worker.usage.sequences
         if now_open is self._open:
@@ -222,9 +222,9 @@ class _Lane:
         error = ResourceError("these layers have left this worker")
         return [one for key in gone for one in self._fail(key, error)]
 
-    def _answer_known(self) -> list[Outcome]:
+    def _answer_known(self) -> list[Done]:
         """Steps that an earlier session of the same owner has sent are not computed again."""
-        outcomes: list[Outcome] = []
+        outcomes: list[Done] = []
         while self._fresh:
             key, _ = self._fresh.popitem()
             while (number := self._queue.head(key)) is not None:
@@ -240,7 +240,7 @@ class _Lane:
                     outcomes.append((job, output))
         return outcomes
 
-    def _step(self, batch: Sequence[Slice], cost: StepCost) -> list[Outcome]:
+    def _step(self, batch: Sequence[Slice], cost: StepCost) -> list[Done]:
         """Compute slices; a step that fails takes those behind it along."""
         results: dict[int, States | GennodeError] = {}
         inputs: list[StepInput] = []
@@ -293,7 +293,7 @@ class _Lane:
             return [outputs], False
         return [one for each in inputs for one in self._compute([each])[0]], False
 
-    def _finish(self, one: Slice, result: States | GennodeError) -> list[Outcome]:
+    def _finish(self, one: Slice, result: States | GennodeError) -> list[Done]:
         """Put a slice's output to its frame's; encode that if it is whole."""
         frame = self._frames[one.number]
         key = frame.job.key

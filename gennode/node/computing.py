@@ -10,9 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from gennode.errors import GennodeError
-from gennode.node.actions import Job
-from gennode.node.batches import Batches, Outcome
+from gennode.node.actions import Job, Outcome
+from gennode.node.batches import Batches, Done
 from gennode.node.worker import Worker
 from gennode.wire.ids import ModelId
 
@@ -45,7 +44,7 @@ class Computing:
 
     def __init__(
         self,
-        on_done: Callable[[Job, bytes | GennodeError], None],
+        on_done: Callable[[Job, Outcome], None],
         on_crash: Callable[[BaseException], None],
     ) -> None:
         """`on_done` and `on_crash` are called in the event loop of whoever makes this."""
@@ -112,11 +111,11 @@ class Computing:
                 case _Call():
                     _answer(item)
 
-    def _tell(self, outcomes: list[Outcome]) -> None:
+    def _tell(self, outcomes: list[Done]) -> None:
         if outcomes:
             self._loop.call_soon_threadsafe(self._spread, outcomes)
 
-    def _spread(self, outcomes: list[Outcome]) -> None:
+    def _spread(self, outcomes: list[Done]) -> None:
         for job, outcome in outcomes:  # each apart: what one of them raises stops no other
             self._loop.call_soon(self._on_done, job, outcome)
 

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gennode.engine.seam import OwnerEngine
-from gennode.errors import GennodeError, NetworkError
+from gennode.errors import NetworkError
 from gennode.mesh.links.limits import Use
 from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
-from gennode.node.actions import Job, Opened, OpenJob, Rerouted, Run, Send
+from gennode.node.actions import Job, Opened, OpenJob, Outcome, Rerouted, Run, Send
 from gennode.node.computing import Computing
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerAction, PeerMachine
@@ -302,7 +302,7 @@ class LiveNode:
             return
         self._computing.submit(worker, job)
 
-    def _computed(self, job: Job, outcome: bytes | GennodeError) -> None:
+    def _computed(self, job: Job, outcome: Outcome) -> None:
         worker = self.workers.get(job.model)
         if worker is None:
             return
@@ -310,7 +310,7 @@ class LiveNode:
             hosting = worker.hosting()
             if hosting not in self.machine.hosting:
                 self.machine.learn(hosting)
-        self.act(self.machine.computed(job, outcome))
+        self.act(self.machine.computed(job, outcome, self._now_s()))
 
     # -- owning -------------------------------------------------------------------------------
 

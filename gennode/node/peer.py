@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from gennode.errors import GennodeError, LocalError
+from gennode.errors import LocalError
 from gennode.mesh.directory.absence import Absence
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.mesh.distances.distances import Distances
-from gennode.node.actions import Action, Job, Send
+from gennode.node.actions import Action, Job, Outcome, Send
 from gennode.node.hops.hop import HopLimits, HopMachine, HostedModel
 from gennode.node.plans.planning import PlanEvent, PlanningMachine
 from gennode.node.plans.witness import Pace
@@ -29,9 +29,12 @@ from gennode.wire.messages import (
     AgedAnnouncement,
     Announcements,
     Beats,
+    Credit,
     Digest,
     Echo,
     Failed,
+    Fed,
+    Leaving,
     Message,
     Missing,
     PlanDigest,
@@ -226,18 +229,22 @@ class PeerMachine:
             case Probe() | Echo():
                 echoes = self.distances.receive(sender, message, payload, now_s)
                 return [Send(peer, echo, padding) for peer, echo, padding in echoes]
-            case Accept() | Refuse() | Failed() | Pong():
+            case Accept() | Refuse() | Failed() | Pong() | Fed() | Leaving():
                 if isinstance(message, Accept) and self.owning.owns(message.session):
                     self._directory.worked_with(sender)
                 return self.owning.receive(sender, message, payload, now_s)
+            case Credit():
+                mine = message.layer == 0 and self.owning.owns(message.session)
+                side = self.owning if mine else self._hops
+                return side.receive(sender, message, payload, now_s)
             case PlanDigest() | PlanWanted() | PlanSent():
                 planning = self.planning.get(message.model)
                 return planning.receive(sender, message, payload, now_s) if planning else []
         return self._hops.receive(sender, message, payload, now_s)
 
-    def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
+    def computed(self, job: Job, outcome: Outcome, now_s: float) -> list[Action]:
         """The engine is done with a job."""
-        return self._hops.computed(job, outcome)
+        return self._hops.computed(job, outcome, now_s)
 
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""

@@ -8,7 +8,7 @@ import msgspec
 
 from gennode.wire.beats import LINK_BYTES, MAX_BEATS
 from gennode.wire.coordinates import Coordinate
-from gennode.wire.fields import CodecName, Counter, Model, Session, Text
+from gennode.wire.fields import CodecName, Counter, Model, Seconds, Session, Text
 from gennode.wire.ids import BoundedPeerId, Hop, LayerIndex
 from gennode.wire.proposal import ProposalId
 from gennode.wire.release import ReleaseName, ReleaseNumber
@@ -26,6 +26,11 @@ MAX_BEAT_AGE = 255
 MAX_POSITIONS = 1 << 20
 MAX_RELEASES = 64  # versions are news of months, and a digest of all is to stay small
 MAX_PROBE_BYTES = 64 * 1024  # some 5 ms at 100 Mbit/s: long enough to be timed
+
+WINDOW_BYTES = 16 * 1024 * 1024  # as large as the largest frame
+CREDIT_BYTES = 4 * 1024 * 1024
+
+Position = Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITIONS)]
 
 
 class Base(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -98,9 +103,11 @@ class Open(Base, frozen=True):
     """Owner to hop: take part in a session as `path[index]`, or learn its new path.
 
     A hop that already takes part under a lower attempt keeps its cache. If `replay_positions`
-    is not 0, it first sends the frames that it retained for so many positions down the new
-    path; hops before `rebuild_until` pass on what they compute from such frames, so that new
-    workers further down are rebuilt as well.
+    is not 0, it first sends the frames that it retained for positions `[replay_from,
+    replay_positions)` down the new path; hops before `rebuild_until` pass on what they compute
+    from such frames, so that new workers further down are rebuilt as well.
+
+    `donor` may hand its cache of the same layers over to this hop; nobody else may.
     """
 
     session: Session
@@ -110,20 +117,25 @@ class Open(Base, frozen=True):
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_ROUTE_HOPS)]
     codec: CodecName
     max_positions: Annotated[int, msgspec.Meta(ge=1, le=MAX_POSITIONS)]
-    replay_positions: Annotated[int, msgspec.Meta(ge=0, le=MAX_POSITIONS)]
+    replay_positions: Position
     rebuild_until: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_ROUTE_HOPS)]
+    replay_from: Position = 0
+    donor: BoundedPeerId | None = None
 
     def __post_init__(self) -> None:
         if self.index >= len(self.path):
             raise ValueError("the receiver is not on the path")
+        if self.replay_from > self.replay_positions:
+            raise ValueError("a replay ends before it begins")
 
 
 class Accept(Base, frozen=True):
-    """Hop to owner: `path[index]` is ready under this attempt."""
+    """Hop to owner: `path[index]` is ready under this attempt, and holds so many positions."""
 
     session: Session
     attempt: Counter
     index: Counter
+    positions: Position = 0
 
 
 class Refuse(Base, frozen=True):
@@ -163,6 +175,90 @@ class Failed(Base, frozen=True):
     reason: Text
 
 
+class Credit(Base, frozen=True):
+    """To whoever sends a session's steps, or a part of its cache, to the sender of this: so many
+    bytes of payload have been taken in of all that came under this attempt.
+
+    At most `WINDOW_BYTES` more than that may be under way, or one frame. Said every
+    `CREDIT_BYTES`, and not for each token.
+    """
+
+    session: Session
+    attempt: Counter
+    layer: LayerIndex
+    """The first layer of the hop that took them in."""
+    taken_bytes: Counter
+
+
+class Acquaint(Base, frozen=True):
+    """Owner to hop: have a link to `peer` ready, you may soon send this session's frames there."""
+
+    session: Session
+    layer: LayerIndex
+    """The receiver's first layer: which of its hops is meant."""
+    peer: BoundedPeerId
+
+
+class Feed(Base, frozen=True):
+    """Owner to hop: give another worker what it needs to stand in, and go on meanwhile.
+
+    It goes to `peer`, which the owner has opened under `attempt`, for positions from
+    `from_position` on, as far as they are known here by now. `cache`: the receiver's own cache,
+    for a worker of the same layers (`CachePart`); else the frames that it retained, for the
+    next hop's layers (steps with `rebuild`).
+    """
+
+    session: Session
+    layer: LayerIndex
+    """The receiver's first layer: which of its hops is meant."""
+    peer: BoundedPeerId
+    attempt: Counter
+    from_position: Position
+    cache: bool
+
+
+class CachePart(Base, frozen=True):
+    """Hop to the worker that is to stand in: its cache of positions `[start, end)`.
+
+    The payload is laid out as `engine/cache/transfer.py` says. Parts come in order.
+    """
+
+    session: Session
+    attempt: Counter
+    layer: LayerIndex
+    layout: Text
+    start: Position
+    end: Position
+
+    def __post_init__(self) -> None:
+        if self.end <= self.start:
+            raise ValueError("a part of a cache holds no positions")
+
+
+class Fed(Base, frozen=True):
+    """Hop to owner: it stands ready for all positions below `positions`. Each time that a part
+    of a cache was taken in, or a frame with `rebuild` at the end of what is rebuilt.
+    """
+
+    session: Session
+    attempt: Counter
+    index: Counter
+    positions: Position
+
+
+class Leaving(Base, frozen=True):
+    """Hop to owner: `path[index]` is about to leave. Find another; until then it goes on.
+
+    `cache_bytes` of keys and values for `positions` positions could be handed over.
+    """
+
+    session: Session
+    attempt: Counter
+    index: Counter
+    positions: Position
+    cache_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
 class Ping(Base, frozen=True):
     """Owner to hop, while a session waits: are you there, and how far are you?"""
 
@@ -170,16 +266,25 @@ class Ping(Base, frozen=True):
     nonce: Counter
 
 
+class Progress(msgspec.Struct, frozen=True, array_like=True):
+    """How far one hop of a session is."""
+
+    layer: LayerIndex
+    """Its first."""
+    passed: Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)]
+    """The highest step that it has passed on under this attempt, or −1."""
+    is_busy: bool
+    """Whether it is computing, or about to."""
+    token_s: Seconds = 0.0
+    """From a single row's coming in to its going out, the median of the last few; 0: none yet."""
+
+
 class Pong(Base, frozen=True):
     """Answer to a ping: how far each hop is that the session has here."""
 
     session: Session
     nonce: Counter
-    progress: Annotated[
-        tuple[tuple[LayerIndex, Annotated[int, msgspec.Meta(ge=-1, le=1 << 53)], bool], ...],
-        msgspec.Meta(max_length=MAX_ROUTE_HOPS),
-    ]
-    """(first layer, highest step passed on or −1, whether it is computing now)"""
+    progress: Annotated[tuple[Progress, ...], msgspec.Meta(max_length=MAX_ROUTE_HOPS)]
 
 
 class Probe(Base, frozen=True):
@@ -247,6 +352,12 @@ Message = (
     | Refuse
     | Step
     | Failed
+    | Credit
+    | Acquaint
+    | Feed
+    | CachePart
+    | Fed
+    | Leaving
     | Ping
     | Pong
     | Probe
@@ -257,3 +368,9 @@ Message = (
     | Missing
     | Close
 )
+
+ToOwner = Accept | Refuse | Step | Failed | Pong | Credit | Fed | Leaving
+"""What hops say to a session's owner."""
+
+ToHop = Open | Step | Ping | Credit | Acquaint | Feed | CachePart | Close
+"""What a session's owner and its hops say to a hop."""

@@ -89,7 +89,7 @@ def test_sessions_that_were_never_used_make_way_while_others_wait() -> None:
     for message, sender, payload in ((opening(1), OWNER, b""), (step(0, 0), FIRST, frame())):
         [run] = machine.receive(sender, message, payload, 0.0)
         assert isinstance(run, Run)
-        machine.computed(run.job, payload)
+        machine.computed(run.job, payload, 0.0)
     assert _fill(machine, SPARE, 8, 0.0) == 8
     for number in range(8):  # its owner is alive
         machine.receive(SPARE, Ping(_name(SPARE, number), 0), b"", UNUSED_S)

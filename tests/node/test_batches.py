@@ -9,9 +9,9 @@ import pytest
 
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
-from gennode.errors import GennodeError, LocalError, RemoteError, ResourceError
-from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, StepJob
-from gennode.node.batches import Batches, Outcome
+from gennode.errors import LocalError, RemoteError, ResourceError
+from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, Outcome, StepJob
+from gennode.node.batches import Batches, Done
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
@@ -47,7 +47,7 @@ class Bench:
         self.engine.load(WHOLE)
         self.worker = Worker(self.engine, LAYERS, LAYERS)
         self.batches = Batches(lambda: 0.0)
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Done] = []
 
     def add(self, job: Job) -> None:
         self.outcomes += self.batches.add(self.worker, job)
@@ -65,7 +65,7 @@ class Bench:
             self.add(OpenJob(self.engine.model, one, 0, WHOLE, 4096, OWNER))
         self.work()
 
-    def of(self, key: HopKey) -> list[bytes | GennodeError]:
+    def of(self, key: HopKey) -> list[Outcome]:
         """What came of a sequence's steps, in order."""
         return [
             out for job, out in self.outcomes if isinstance(job, StepJob) and job.key == key

@@ -10,8 +10,8 @@ import pytest
 
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
-from gennode.errors import GennodeError, ModelError
-from gennode.node.actions import CloseJob, Job, OpenJob
+from gennode.errors import ModelError
+from gennode.node.actions import CloseJob, Job, OpenJob, Outcome
 from gennode.node.computing import Computing
 from gennode.node.worker import Worker
 from tests.node.conftest import LAYERS, MODEL, OWNER
@@ -39,12 +39,12 @@ class Stage:
     def __init__(self, engine: ToyShard) -> None:
         engine.load(WHOLE)
         self.worker = Worker(engine, LAYERS, LAYERS)
-        self.told: list[tuple[Job, bytes | GennodeError]] = []
+        self.told: list[tuple[Job, Outcome]] = []
         self.crashes: list[BaseException] = []
         self.news = asyncio.Event()
         self.computing = Computing(self._done, self._crash)
 
-    def _done(self, job: Job, outcome: bytes | GennodeError) -> None:
+    def _done(self, job: Job, outcome: Outcome) -> None:
         self.told.append((job, outcome))
         self.news.set()
 

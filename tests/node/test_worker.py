@@ -10,7 +10,7 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError, ResourceError
-from gennode.node.actions import HopKey, OpenJob, Send, StepJob
+from gennode.node.actions import HopKey, OpenJob, Outcome, Send, StepJob
 from gennode.node.batches import Batches
 from gennode.node.hops.hop import HopLimits, HopMachine
 from gennode.node.worker import Worker
@@ -32,17 +32,17 @@ def worker(span: Span = FOUR, *, capacity_layers: int = 5, on_request: bool = Tr
     return Worker(engine, LAYERS, capacity_layers, loads_on_request=on_request)
 
 
-def begin(host: Worker, span: Span, key: HopKey = KEY) -> bytes | Exception:
+def begin(host: Worker, span: Span, key: HopKey = KEY) -> Outcome:
     return outcome(Batches(), host, OpenJob(MODEL, key, 0, span, 64, OWNER))
 
 
-def one_step(host: Worker, position: int = 0, batches: Batches | None = None) -> bytes | Exception:
+def one_step(host: Worker, position: int = 0, batches: Batches | None = None) -> Outcome:
     payload = bytes(codec("raw").row_bytes(TOY_DIM))
     job = StepJob(MODEL, KEY, 0, position, position, 1, 1, False, "raw", payload)
     return outcome(batches or Batches(), host, job)
 
 
-def outcome(batches: Batches, host: Worker, job: OpenJob | StepJob) -> bytes | Exception:
+def outcome(batches: Batches, host: Worker, job: OpenJob | StepJob) -> Outcome:
     """What comes of one job, in as many turns as it takes."""
     outcomes = batches.add(host, job)
     while not batches.is_idle:

@@ -16,6 +16,7 @@ from gennode.wire.release import MAX_NAME, MAX_NUMBER
 from gennode.wire.signing import SIGNATURE_BYTES, Signed
 
 counters = st.integers(0, 1 << 53)
+positions = st.integers(0, words.MAX_POSITIONS)
 layers = st.integers(0, MAX_LAYERS)
 seconds = st.floats(0, 1e9)
 printable = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
@@ -142,7 +143,7 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
     ),
     words.Releases: st.builds(words.Releases, items=many(signed, words.MAX_ANNOUNCEMENTS)),
     words.Open: opens(),
-    words.Accept: st.builds(words.Accept, **attempts, index=counters),
+    words.Accept: st.builds(words.Accept, **attempts, index=counters, positions=positions),
     words.Refuse: st.builds(words.Refuse, **attempts, index=counters, reason=texts),
     words.Step: st.builds(
         words.Step,
@@ -158,6 +159,28 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
     words.Failed: st.builds(
         words.Failed, **attempts, index=counters, number=counters, reason=texts
     ),
+    words.Credit: st.builds(words.Credit, **attempts, layer=layers, taken_bytes=counters),
+    words.Acquaint: st.builds(words.Acquaint, session=sessions, layer=layers, peer=peers),
+    words.Feed: st.builds(
+        words.Feed,
+        **attempts,
+        layer=layers,
+        peer=peers,
+        from_position=positions,
+        cache=st.booleans(),
+    ),
+    words.CachePart: st.builds(
+        lambda start, rows, **rest: words.CachePart(start=start, end=start + rows, **rest),
+        **attempts,
+        layer=layers,
+        layout=texts,
+        start=st.integers(0, words.MAX_POSITIONS - 64),
+        rows=st.integers(1, 64),
+    ),
+    words.Fed: st.builds(words.Fed, **attempts, index=counters, positions=positions),
+    words.Leaving: st.builds(
+        words.Leaving, **attempts, index=counters, positions=positions, cache_bytes=counters
+    ),
     words.Ping: st.builds(words.Ping, session=sessions, nonce=counters),
     words.Probe: st.builds(words.Probe, nonce=counters),
     words.Echo: st.builds(words.Echo, nonce=counters, coordinate=coordinates),
@@ -167,7 +190,14 @@ BY_KIND: dict[type[words.Base], st.SearchStrategy[Any]] = {
         session=sessions,
         nonce=counters,
         progress=many(
-            st.tuples(layers, st.integers(-1, 1 << 53), st.booleans()), words.MAX_ROUTE_HOPS
+            st.builds(
+                words.Progress,
+                layer=layers,
+                passed=st.integers(-1, 1 << 53),
+                is_busy=st.booleans(),
+                token_s=seconds,
+            ),
+            words.MAX_ROUTE_HOPS,
         ),
     ),
     words.PlanDigest: st.builds(

@@ -14,13 +14,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from gennode.errors import GennodeError, LocalError, RemoteError
-from gennode.node.actions import Action, CloseJob, HopKey, Job, OpenJob, Run, Send, StepJob
+from gennode.node.actions import (
+    Action,
+    CloseJob,
+    HopKey,
+    Job,
+    OpenJob,
+    Outcome,
+    Run,
+    Send,
+    StepJob,
+)
 from gennode.node.hops.retained import Retained
 from gennode.sharding.route.preferences import reserved_seats
 from gennode.wire.activations import Buffer, codec
 from gennode.wire.fields import as_text
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from gennode.wire.messages import (
+    Accept,
+    Close,
+    Failed,
+    Open,
+    Ping,
+    Pong,
+    Progress,
+    Refuse,
+    Step,
+    ToHop,
+)
 
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
 UNUSED_S = 30.0  # from Open to the first step, while others wait: the other hops may have to load
@@ -122,9 +143,7 @@ class HopMachine:
         self._models.pop(model, None)
         self._retired.discard(model)
 
-    def receive(
-        self, sender: PeerId, message: Open | Step | Ping | Close, payload: bytes, now_s: float
-    ) -> list[Action]:
+    def receive(self, sender: PeerId, message: ToHop, payload: bytes, now_s: float) -> list[Action]:
         """React to a message; RemoteError if its sender broke the protocol."""
         match message:
             case Open():
@@ -135,10 +154,11 @@ class HopMachine:
                 return self._ping(sender, message, now_s)
             case Close():
                 return self._close(sender, message)
+        return []
 
-    def computed(self, job: Job, outcome: bytes | GennodeError) -> list[Action]:
+    def computed(self, job: Job, outcome: Outcome, now_s: float) -> list[Action]:
         """The engine has done a job (or failed at it)."""
-        if isinstance(job, CloseJob):
+        if not isinstance(job, OpenJob | StepJob):
             return []
         if isinstance(job, StepJob):
             self._queued_bytes -= len(job.payload)
@@ -156,7 +176,7 @@ class HopMachine:
             hosted.lost = hosted.lost or not isinstance(outcome, RemoteError)
             blamed = hosted.opened.index - isinstance(outcome, RemoteError)
             return [self._failed(hosted, blamed, job.number, str(outcome))]
-        return self._pass_on(job, hosted, outcome)
+        return self._pass_on(job, hosted, outcome) if isinstance(outcome, bytes) else []
 
     def peer_down(self, peer: PeerId, now_s: float) -> list[Action]:
         """A peer can't be reached, or broke the protocol: tell owners whose next hop it was.
@@ -278,7 +298,7 @@ class HopMachine:
                     actions.append(self._forward(hosted, frame, rebuild=True))
         return [*actions, Send(hosted.owner, reply)]
 
-    def _opened(self, job: OpenJob, hosted: _Hosted, outcome: bytes | GennodeError) -> list[Action]:
+    def _opened(self, job: OpenJob, hosted: _Hosted, outcome: Outcome) -> list[Action]:
         message = hosted.opened
         if isinstance(outcome, GennodeError):
             reason = as_text(str(outcome))
@@ -382,7 +402,7 @@ class HopMachine:
             if key.session == message.session and hosted.owner == sender:
                 hosted.heard_s = now_s
                 busy = hosted.queued_rows > 0 or not hosted.ready
-                progress.append((key.layer, hosted.passed, busy))
+                progress.append(Progress(key.layer, hosted.passed, busy))
         return [Send(sender, Pong(message.session, message.nonce, tuple(progress)))]
 
     def _close(self, sender: PeerId, message: Close) -> list[Action]:

@@ -15,7 +15,7 @@ from gennode.sharding.route.route import Gap, Route
 from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
-from gennode.wire.messages import Accept, Failed, Pong, Refuse, Step
+from gennode.wire.messages import Step, ToOwner
 
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
 MAX_OWN_SESSIONS = 256
@@ -157,7 +157,7 @@ class OwnerMachine:
     def receive(
         self,
         sender: PeerId,
-        message: Accept | Refuse | Step | Failed | Pong,
+        message: ToOwner,
         payload: bytes,
         now_s: float,
     ) -> list[Action]:

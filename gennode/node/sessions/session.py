@@ -21,7 +21,19 @@ from gennode.node.sessions.watch import Watch
 from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from gennode.wire.messages import (
+    Accept,
+    Close,
+    Credit,
+    Failed,
+    Fed,
+    Leaving,
+    Open,
+    Ping,
+    Pong,
+    Step,
+    ToOwner,
+)
 
 PING_INTERVAL_S = 0.25  # while something is awaited
 KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a minute
@@ -142,7 +154,7 @@ class SessionMachine:
     def receive(
         self,
         sender: PeerId,
-        message: Accept | Refuse | Step | Failed | Pong,
+        message: ToOwner,
         payload: bytes,
         now_s: float,
     ) -> list[Action]:
@@ -151,7 +163,7 @@ class SessionMachine:
             return []
         if isinstance(message, Pong):
             return self._heard(sender, message, now_s)
-        if message.attempt != self._attempt:
+        if isinstance(message, Credit | Fed | Leaving) or message.attempt != self._attempt:
             return []  # late
         if isinstance(message, Step):
             return self._result(sender, message, payload, now_s)

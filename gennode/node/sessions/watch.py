@@ -52,7 +52,7 @@ class Watch:
 
     def stuck(self, peer: PeerId, pong: Pong, awaited: int) -> PeerId | None:
         """The first hop that sits idle although the hop before it has passed on `awaited`."""
-        progress = {layer: (passed, busy) for layer, passed, busy in pong.progress}
+        progress = {one.layer: (one.passed, one.is_busy) for one in pong.progress}
         for index, hop in enumerate(self._path):
             if hop.peer != peer:
                 continue

@@ -257,7 +257,7 @@ class SimulatedSwarm:
                 state.machine.learn(worker.hosting())
         for job, outcome in outcomes:
             if job.model in state.workers:
-                self.act(peer, state.machine.computed(job, outcome))
+                self.act(peer, state.machine.computed(job, outcome, self.now_s))
         if state.inbox or not state.batches.is_idle:
             self._compute(peer)
 

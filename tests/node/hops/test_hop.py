@@ -10,11 +10,11 @@ import pytest
 
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, RemoteError, ResourceError
-from gennode.node.actions import Action, CloseJob, OpenJob, Run, Send, StepJob
+from gennode.node.actions import Action, CloseJob, Job, OpenJob, Run, Send, StepJob
 from gennode.node.hops.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, ModelId, Span
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Progress, Refuse, Step
 from tests.node.conftest import (
     FIRST,
     LAYERS,
@@ -33,7 +33,7 @@ from tests.node.conftest import (
 )
 
 
-def _job(actions: list[Action]) -> OpenJob | StepJob | CloseJob:
+def _job(actions: list[Action]) -> Job:
     [run] = actions
     assert isinstance(run, Run)
     return run.job
@@ -45,12 +45,12 @@ def _sent(actions: list[Action]) -> list[object]:
 
 def _open(machine: HopMachine, message: Open | None = None) -> list[Action]:
     job = _job(machine.receive(OWNER, message or opening(1), b"", 0.0))
-    return machine.computed(job, b"")
+    return machine.computed(job, b"", 0.0)
 
 
 def _pass(machine: HopMachine, number: int, position: int, attempt: int = 0) -> list[Action]:
     job = _job(machine.receive(FIRST, step(number, position, attempt=attempt), frame(), 0.0))
-    return machine.computed(job, frame(value=number))
+    return machine.computed(job, frame(value=number), 0.0)
 
 
 def test_a_session_opens_steps_and_closes() -> None:
@@ -71,7 +71,7 @@ def test_the_last_hop_answers_the_owner_with_the_rows_it_wants() -> None:
     _open(machine, opening(2))
     message = msgspec.structs.replace(step(0, 0, layer=4, rows=5), reply_rows=1)
     job = _job(machine.receive(SECOND, message, frame(5), 0.0))
-    [send] = machine.computed(job, frame(4) + frame(1, value=9))
+    [send] = machine.computed(job, frame(4) + frame(1, value=9), 0.0)
     assert isinstance(send, Send)
     assert isinstance(send.message, Step)
     assert (send.peer, send.message.rows, send.message.position) == (OWNER, 1, 4)
@@ -86,7 +86,7 @@ def test_frames_without_a_fixed_width_are_cut_and_counted_as_well() -> None:
     with pytest.raises(RemoteError, match="rows"):
         machine.receive(SECOND, message, bytes(6 * wire.row_bytes(TOY_DIM)), 0.0)
     job = _job(machine.receive(SECOND, message, wire.encode(states), 0.0))
-    [send] = machine.computed(job, wire.encode(states))
+    [send] = machine.computed(job, wire.encode(states), 0.0)
     assert isinstance(send, Send)
     assert bytes(send.payload) == wire.encode(states[3:])
 
@@ -221,7 +221,7 @@ def test_a_worker_that_is_overrun_says_so_and_recovers() -> None:
     assert isinstance(failure, Failed)
     assert "waiting" in failure.reason
     for job in jobs:
-        machine.computed(job, frame())
+        machine.computed(job, frame(), 0.0)
     assert isinstance(_job(machine.receive(FIRST, step(3, 2), frame(), 0.0)), StepJob)
 
 
@@ -260,7 +260,7 @@ def test_rebuilt_frames_stop_at_the_last_new_hop() -> None:
     _open(machine, opening(1, attempt=1, rebuild_until=1))
     message = step(0, 0, attempt=1, rebuild=True)
     job = _job(machine.receive(FIRST, message, frame(), 0.0))
-    assert machine.computed(job, frame()) == []
+    assert machine.computed(job, frame(), 0.0) == []
     [send] = _pass(machine, 1, 1, attempt=1)
     assert isinstance(send, Send)
 
@@ -270,7 +270,7 @@ def test_results_of_an_older_attempt_are_ignored() -> None:
     _open(machine)
     job = _job(machine.receive(FIRST, step(0, 0), frame(), 0.0))
     machine.receive(OWNER, opening(1, attempt=1), b"", 0.0)
-    assert machine.computed(job, frame()) == []
+    assert machine.computed(job, frame(), 0.0) == []
 
 
 def test_errors_name_who_is_to_blame() -> None:
@@ -279,7 +279,7 @@ def test_errors_name_who_is_to_blame() -> None:
     for error, index in ((ResourceError("no memory"), 1), (RemoteError("not finite"), 0)):
         number = 2 - index
         job = _job(machine.receive(FIRST, step(number, 0), frame(), 0.0))
-        [failure] = _sent(machine.computed(job, error))
+        [failure] = _sent(machine.computed(job, error, 0.0))
         assert isinstance(failure, Failed)
         assert failure.index == index
     for neighbour, index in ((FIRST, 0), (THIRD, 2)):
@@ -291,7 +291,7 @@ def test_errors_name_who_is_to_blame() -> None:
 def test_a_span_that_can_not_be_loaded_is_refused_and_forgotten() -> None:
     machine = hop_machine(SECOND)
     job = _job(machine.receive(OWNER, opening(1), b"", 0.0))
-    actions = machine.computed(job, ResourceError("out of memory"))
+    actions = machine.computed(job, ResourceError("out of memory"), 0.0)
     [refusal] = _sent(actions)
     assert isinstance(refusal, Refuse)
     assert machine.sessions == 0
@@ -303,7 +303,7 @@ def test_pings_tell_how_far_each_hop_is() -> None:
     _pass(machine, 0, 0)
     machine.receive(FIRST, step(1, 1), frame(), 0.0)
     [pong] = _sent(machine.receive(OWNER, Ping(SESSION, 5), b"", 0.0))
-    assert pong == Pong(SESSION, 5, ((2, 0, True),))
+    assert pong == Pong(SESSION, 5, (Progress(2, 0, True),))
     [pong] = _sent(machine.receive(SPARE, Ping(SESSION, 5), b"", 0.0))
     assert pong == Pong(SESSION, 5, ())  # nobody else's business
 

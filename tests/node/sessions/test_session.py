@@ -13,7 +13,7 @@ from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S
 from gennode.node.sessions.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Refuse, Step
+from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Progress, Refuse, Step
 from tests.node.conftest import (
     FIRST,
     LAYERS,
@@ -226,7 +226,7 @@ def _watch(
         actions = machine.tick(now_s)
         for peer, ping in _sent(actions, Ping):
             if peer in pongs and isinstance(ping, Ping):
-                pong = Pong(SESSION, ping.nonce, ((first_layer[peer], *pongs[peer]),))
+                pong = Pong(SESSION, ping.nonce, (Progress(first_layer[peer], *pongs[peer]),))
                 actions = [*actions, *machine.receive(peer, pong, b"", now_s)]
         if _sent(actions, Open):
             return now_s, actions
