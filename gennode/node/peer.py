@@ -62,7 +62,9 @@ PeerAction = Action | PlanEvent
 class PeerMachine:
     """All that a peer decides. Sans-IO: every call returns what to send, run and tell."""
 
-    def __init__(self, key: Key, *, rng: random.Random, instance: int) -> None:
+    def __init__(
+        self, key: Key, *, rng: random.Random, instance: int, limits: HopLimits | None = None
+    ) -> None:
         """`instance`: when this run began, in milliseconds since the epoch. Announcements are
         numbered from it on, so that they are newer than those of the runs before."""
         self.peer = key.peer
@@ -75,7 +77,7 @@ class PeerMachine:
         self._absence = Absence()
         self.planning: dict[ModelId, PlanningMachine] = {}
         """Our part in planning the models that we host, where no person chose our layers."""
-        self._hops = HopMachine(key.peer, HopLimits())
+        self._hops = HopMachine(key.peer, limits or HopLimits())
         self._hosting: dict[ModelId, Hosting] = {}
         self._is_known = False  # whether the last announcement was no goodbye
         self._relay = False
