@@ -19,6 +19,7 @@ from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.signing import SEED_BYTES, Key
 
 _KEY, _LOCK, _CARD, _PEERS = "node.key", "node.lock", "node.json", "peers"
+_SESSIONS = "sessions"
 LOCK_TRIES, LOCK_PAUSE_S = 10, 0.03
 _MAX_CARD_BYTES = 64 * 1024
 _PRIVATE_FOLDER, _PRIVATE_FILE = 0o700, 0o600
@@ -48,7 +49,7 @@ class StateFolder:
 
     def prepare(self) -> None:
         """Make the folder, for its user alone; ResourceError if the disk refuses."""
-        with _disk(self.path):
+        with using_disk(self.path):
             self.path.mkdir(mode=_PRIVATE_FOLDER, parents=True, exist_ok=True)
 
     @property
@@ -56,11 +57,16 @@ class StateFolder:
         """Where the peers that the node met are kept."""
         return self.path / _PEERS
 
+    @property
+    def sessions(self) -> Path:
+        """Where journals of answers are kept."""
+        return self.path / _SESSIONS
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder as the one node that runs from it; UsageError if another does."""
         with ExitStack() as stack:
-            with _disk(self.path):
+            with using_disk(self.path):
                 lock = stack.enter_context(open(self.path / _LOCK, "w"))
             try:
                 _take(lock)
@@ -69,6 +75,8 @@ class StateFolder:
                     f"another node runs from {self.path}",
                     hint="stop it, or give this one a folder of its own with --state",
                 ) from error
+            with _disk(self.path):  # a node that was killed left its card: it tells of nobody
+                (self.path / _CARD).unlink(missing_ok=True)
             try:
                 yield
             finally:
@@ -76,7 +84,7 @@ class StateFolder:
 
     def is_running(self) -> bool:
         """Whether a live process holds the folder; ResourceError if it may not be read."""
-        with _disk(self.path):
+        with using_disk(self.path):
             try:
                 with open(self.path / _LOCK) as lock:
                     fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -92,7 +100,7 @@ class StateFolder:
         if known is not None:
             return known
         path = self.path / _KEY
-        with _disk(path):
+        with using_disk(path):
             key = Key(os.urandom(SEED_BYTES))
             replace_file(path, key.to_libp2p())
             return key
@@ -100,7 +108,7 @@ class StateFolder:
     def known_key(self) -> Key | None:
         """The key if there is one; UsageError if others can read it, or it is damaged."""
         path = self.path / _KEY
-        with _disk(path):
+        with using_disk(path):
             if not path.exists():
                 return None
             if not path.is_file():  # to read a pipe would wait for ever
@@ -115,7 +123,7 @@ class StateFolder:
 
     def publish(self, card: NodeCard) -> None:
         """Leave the card, once the node is ready."""
-        with _disk(self.path):
+        with using_disk(self.path):
             replace_file(self.path / _CARD, msgspec.json.encode(card))
 
     def card(self) -> NodeCard | None:
@@ -155,7 +163,8 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def using_disk(path: Path) -> Iterator[None]:
+    """What the disk refuses is a ResourceError with the next step."""
     try:
         yield
     except OSError as error:

@@ -49,6 +49,13 @@ def test_the_card_is_there_while_the_node_runs(folder: StateFolder) -> None:
     assert not (folder.path / "node.json").exists()
 
 
+def test_the_card_of_a_node_that_was_killed_is_not_its_successors(folder: StateFolder) -> None:
+    card = NodeCard(folder.key().peer, 1, ("/ip4/127.0.0.1/tcp/1",), "control", ModelId("0" * 64))
+    folder.publish(card)
+    with folder.locked():
+        assert folder.card() is None
+
+
 def test_only_the_disks_own_faults_are_laid_to_it(folder: StateFolder) -> None:
     with pytest.raises(ConnectionError), folder.locked():
         raise ConnectionResetError("a peer went away")
