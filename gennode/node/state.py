@@ -75,7 +75,7 @@ class StateFolder:
                     f"another node runs from {self.path}",
                     hint="stop it, or give this one a folder of its own with --state",
                 ) from error
-            with _disk(self.path):  # a node that was killed left its card: it tells of nobody
+            with using_disk(self.path):  # a node that was killed left its card: it tells of nobody
                 (self.path / _CARD).unlink(missing_ok=True)
             try:
                 yield
