@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager
+from itertools import pairwise
 from typing import Protocol
 
 from gennode.engine.sample import Sampling, choose
@@ -34,17 +35,26 @@ class Swarm(Protocol):
 
 
 async def answer(
-    prompt: str | Sequence[int], owner: OwnerEngine, swarm: Swarm, sampling: Sampling
+    prompt: str | Sequence[int],
+    owner: OwnerEngine,
+    swarm: Swarm,
+    sampling: Sampling,
+    *,
+    given: Sequence[int] = (),
 ) -> AsyncGenerator[int]:
     """Yield the tokens of the answer, the end token included, as they are made.
 
-    `prompt`: text, or the tokens of a conversation as the owner's `chat` gives them.
+    `prompt`: text, or the tokens of a conversation as the owner's `chat` gives them. `given`:
+    how the answer begins, if it was interrupted; it goes on with the tokens that come next.
     """
     tokens = owner.tokenize(prompt) if isinstance(prompt, str) else prompt
     limit = _position_limit(tokens, owner, sampling)
+    start = len(tokens) + len(given)
+    if given and (owner.is_end(given[-1]) or start >= limit):
+        return
     async with swarm.open(owner, max_positions=limit) as pipeline:
-        state = await _prefill(tokens, owner, pipeline)
-        for position in range(len(tokens), limit):
+        state = await _catch_up(tokens, given, owner, pipeline)
+        for position in range(start, limit):
             token = choose(owner.logits(state), sampling, position)
             yield token
             if owner.is_end(token) or position + 1 == limit:
@@ -52,15 +62,21 @@ async def answer(
             state = await pipeline.step(position, owner.embed([token], position), reply_rows=1)
 
 
-async def _prefill(tokens: Sequence[int], owner: OwnerEngine, pipeline: Pipeline) -> States:
-    """Push the prompt through in chunks, all under way at once; the last position's state."""
+async def _catch_up(
+    tokens: Sequence[int], given: Sequence[int], owner: OwnerEngine, pipeline: Pipeline
+) -> States:
+    """Push through what is known, all under way at once; the last position's state.
+
+    The prompt goes in chunks and each given token by itself, as they went the first time: codecs
+    and engines then see the same frames, and give the same bits.
+    """
+    known = [*tokens, *given]
+    starts = [*range(0, len(tokens), PREFILL_CHUNK), *range(len(tokens), len(known))]
     steps = []
-    for start in range(0, len(tokens), PREFILL_CHUNK):
-        chunk = tokens[start : start + PREFILL_CHUNK]
-        is_last = start + len(chunk) == len(tokens)
-        steps.append(pipeline.step(start, owner.embed(chunk, start), reply_rows=int(is_last)))
-    states = [await step for step in steps]
-    return states[-1]
+    for start, end in pairwise([*starts, len(known)]):
+        states = owner.embed(known[start:end], start)
+        steps.append(pipeline.step(start, states, reply_rows=int(end == len(known))))
+    return [await step for step in steps][-1]
 
 
 def _position_limit(tokens: Sequence[int], owner: OwnerEngine, sampling: Sampling) -> int:
