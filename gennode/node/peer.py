@@ -270,6 +270,8 @@ class PeerMachine:
         actions: list[Action] = [Send(peer, probe, padding) for peer, probe, padding in probes]
         exchanges = self._directory.tick(now_s, others)
         actions += [Send(peer, message) for peer, message in exchanges]
+        knocks = self._absence.returns(self._directory.alive_s, now_s)
+        actions += [Send(peer, probe) for peer, probe in knocks]
         told = self.releases.tick(now_s, partners)
         actions += [Send(peer, message) for peer, message in told]
         return actions + self._hops.tick(now_s) + self.owning.tick(now_s)

@@ -7,10 +7,10 @@ what nobody can reach, everybody finds out. What a liar says costs each of us on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import Missing
+from gennode.wire.messages import Missing, Probe
 
 ABSENT_S = 60.0  # longer than the directory holds on to a peer that shows no life
 KNOCK_AGAIN_S = 5.0  # how often we knock at one door, whoever sends us there
@@ -58,6 +58,19 @@ class Absence:
             return False
         self._knocked[peer] = (now_s, teller)
         return True
+
+    def returns(
+        self, alive_s: Callable[[PeerId], float], now_s: float
+    ) -> Iterable[tuple[PeerId, Probe]]:
+        """Knock at the doors of those that show signs of life again, though not to us.
+
+        `alive_s`: when a peer last did, as far as is known.
+        """
+        for peer, lost_s in self._since.items():
+            knocked_s, _ = self._knocked.get(peer, (-KNOCK_AGAIN_S, peer))
+            if alive_s(peer) > lost_s + DOUBT_S and now_s - knocked_s >= KNOCK_AGAIN_S:
+                self._knocked[peer] = (now_s, peer)
+                yield peer, Probe(0)
 
     def absent(self, now_s: float) -> frozenset[PeerId]:
         """Who is gone, as far as we could see."""

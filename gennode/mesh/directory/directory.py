@@ -205,6 +205,10 @@ class Directory:
         fact = self._roster.get(peer)
         return fact.announcement.addresses if fact else ()
 
+    def alive_s(self, peer: PeerId) -> float:
+        """When a peer last showed that it lives; long ago if we don't know it."""
+        return self._roster.alive_s(peer)
+
     def take_news(self) -> list[tuple[Announcement, str]]:
         """Announcements that are new since the last call, and the net group of who told us."""
         news, self._news = self._news, {}

@@ -96,6 +96,11 @@ class Roster:
         """The number of a peer's latest beat; it must be held."""
         return int(self._beats[self._rows[peer]])
 
+    def alive_s(self, peer: PeerId) -> float:
+        """When a peer's latest beat or announcement was made; long ago if it is not here."""
+        row = self.row(peer)
+        return float("-inf") if row is None else float(self._made_s[row])
+
     def put(self, fact: Fact, teller: str, beat: int, link: bytes, made_s: float) -> None:
         """Hold an announcement in place of any other of its peer.
 

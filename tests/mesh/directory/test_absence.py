@@ -12,7 +12,7 @@ from gennode.mesh.directory.absence import (
     Absence,
 )
 from gennode.wire.ids import PeerId
-from gennode.wire.messages import Missing
+from gennode.wire.messages import Missing, Probe
 
 GONE, NEAR, FAR = PeerId("gone"), PeerId("near"), PeerId("far")
 
@@ -73,3 +73,17 @@ def test_who_answers_a_knock_makes_room_for_another() -> None:
     assert not absence.knocks(doors[-1], NEAR, 0.0)
     absence.heard(doors[0], 0.1)
     assert absence.knocks(doors[-1], NEAR, 0.2)
+
+
+def test_who_lives_for_others_is_tried_again_and_no_more_is_believed() -> None:
+    absence = Absence()
+    absence.down(GONE, 10.0, [])
+    alive_s = {GONE: 10.0 + DOUBT_S}
+    assert not [*absence.returns(alive_s.__getitem__, 20.0)]  # shown before we lost it, perhaps
+    alive_s[GONE] += 1.0
+    assert [*absence.returns(alive_s.__getitem__, 20.0)] == [(GONE, Probe(0))]
+    assert absence.absent(20.0) == {GONE}  # until it answers
+    assert not [*absence.returns(alive_s.__getitem__, 20.0 + KNOCK_AGAIN_S - 1)]
+    assert [*absence.returns(alive_s.__getitem__, 20.0 + KNOCK_AGAIN_S)]
+    absence.heard(GONE, 30.0)
+    assert not [*absence.returns(alive_s.__getitem__, 40.0)]
