@@ -13,7 +13,7 @@ import pytest
 from tests import tidy
 
 ROOT = Path(__file__).resolve().parent.parent
-SCENARIOS = frozenset({"attacks", "swarm", "transcripts"})  # tests of no one module
+SCENARIOS = frozenset({"attacks", "faults", "swarm", "transcripts"})  # tests of no one module
 OF_THE_WHOLE = frozenset({"test_readme.py", "test_tidy.py", "test_wheel.py"})
 GENERATED = "_pb2.py"
 
