@@ -53,6 +53,10 @@ class Flow(Generic[Frame]):
         self._taken_bytes = max(self._taken_bytes, taken_bytes)
         return self._released()
 
+    def clear(self) -> None:
+        """Forget all frames that wait."""
+        self._waiting.clear()
+
     def withdraw(self, frame: Frame) -> bool:
         """Forget a frame if it is the last one that waits; whether it was."""
         if not self._waiting or self._waiting[-1][0] is not frame:

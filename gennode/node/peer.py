@@ -14,7 +14,9 @@ from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action, Job, Outcome, Send
-from gennode.node.hops.hop import HopLimits, HopMachine, HostedModel
+from gennode.node.hops.admission import HopLimits, HostedModel
+from gennode.node.hops.hop import HopMachine
+from gennode.node.hops.spill import FrameStore
 from gennode.node.plans.planning import PlanEvent, PlanningMachine
 from gennode.node.plans.witness import Pace
 from gennode.node.sessions.owning import OwnerMachine
@@ -63,10 +65,17 @@ class PeerMachine:
     """All that a peer decides. Sans-IO: every call returns what to send, run and tell."""
 
     def __init__(
-        self, key: Key, *, rng: random.Random, instance: int, limits: HopLimits | None = None
+        self,
+        key: Key,
+        *,
+        rng: random.Random,
+        instance: int,
+        limits: HopLimits | None = None,
+        store: FrameStore | None = None,
     ) -> None:
         """`instance`: when this run began, in milliseconds since the epoch. Announcements are
-        numbered from it on, so that they are newer than those of the runs before."""
+        numbered from it on, so that they are newer than those of the runs before. `store`: where
+        frames go that take too much memory."""
         self.peer = key.peer
         self._key = key
         self._rng = rng
@@ -77,7 +86,7 @@ class PeerMachine:
         self._absence = Absence()
         self.planning: dict[ModelId, PlanningMachine] = {}
         """Our part in planning the models that we host, where no person chose our layers."""
-        self._hops = HopMachine(key.peer, limits or HopLimits())
+        self._hops = HopMachine(key.peer, limits or HopLimits(), store=store, knows=self.knows)
         self._hosting: dict[ModelId, Hosting] = {}
         self._is_known = False  # whether the last announcement was no goodbye
         self._relay = False
@@ -164,9 +173,15 @@ class PeerMachine:
         """Sessions that pass through this peer now."""
         return self._hops.sessions
 
+    def drain(self, now_s: float) -> list[Action]:
+        """Announce no layers any more, refuse new sessions, and ask the owners of those that run
+        to go elsewhere; until they have, their steps are computed."""
+        self._announce_anew({})
+        return self._hops.drain(now_s)
+
     def leave(self, now_s: float, others: Mapping[PeerId, str]) -> list[Action]:
         """Say goodbye to the neighbours and to some of those we know; they pass it on."""
-        if not self._offers or self.is_superseded:
+        if self._sequence == self._instance or self.is_superseded:
             return []  # who is superseded must not say goodbye for the one that stays
         self._hosting, self._relay = {}, False
         signed = self._announce(now_s)
@@ -199,6 +214,10 @@ class PeerMachine:
     def addresses(self, peer: PeerId) -> tuple[str, ...]:
         """Where a peer says that it can be dialled."""
         return self._directory.addresses(peer)
+
+    def knows(self, peer: PeerId) -> bool:
+        """Whether a peer is one of the swarm's, as far as the directory goes."""
+        return self._directory.alive_s(peer) > float("-inf")
 
     @property
     def directory_version(self) -> int:
@@ -237,6 +256,7 @@ class PeerMachine:
                 return self.owning.receive(sender, message, payload, now_s)
             case Credit():
                 mine = message.layer == 0 and self.owning.owns(message.session)
+                mine = mine and not self._hops.feeds(sender, message)  # our own hop 0 does
                 side = self.owning if mine else self._hops
                 return side.receive(sender, message, payload, now_s)
             case PlanDigest() | PlanWanted() | PlanSent():

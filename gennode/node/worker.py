@@ -10,7 +10,7 @@ from gennode.engine.contract import maximal_spans
 from gennode.engine.seam import ShardEngine, States
 from gennode.errors import LocalError, ResourceError
 from gennode.node.actions import HopKey, OpenJob, StepJob
-from gennode.node.hops.hop import MAX_SESSIONS, HostedModel
+from gennode.node.hops.admission import MAX_SESSIONS, HostedModel
 from gennode.node.prefixes import Prefixes
 from gennode.wire.activations import codec
 from gennode.wire.announcement import Hosting

@@ -15,7 +15,7 @@ from gennode.engine.toy import TOY_DIM
 from gennode.mesh.directory.admission import MAX_TOLD_BY_GROUP
 from gennode.mesh.directory.announced import DOMAIN
 from gennode.mesh.links.links import Links
-from gennode.node.hops.hop import HopLimits
+from gennode.node.hops.admission import HopLimits
 from gennode.node.live import LiveNode
 from gennode.wire.announcement import Announcement, Hosting
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from gennode.engine.toy import TOY_DIM, toy_manifest
-from gennode.node.hops.hop import HopLimits, HopMachine, HostedModel
+from gennode.node.hops.admission import HopLimits, HostedModel
+from gennode.node.hops.hop import HopMachine
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Open, Step

@@ -10,7 +10,7 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
 from gennode.errors import NetworkError, NoRouteError
-from gennode.node.hops.hop import HopLimits
+from gennode.node.hops.admission import HopLimits
 from gennode.node.sessions.patience import MIN_PATIENCE_S
 from gennode.node.sessions.watch import PONG_LIMIT_S
 from gennode.wire.fields import CodecName

@@ -12,7 +12,8 @@ from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError, ResourceError
 from gennode.node.actions import HopKey, OpenJob, Outcome, Send, StepJob
 from gennode.node.batches import Batches
-from gennode.node.hops.hop import HopLimits, HopMachine
+from gennode.node.hops.admission import HopLimits
+from gennode.node.hops.hop import HopMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, SessionId, Span

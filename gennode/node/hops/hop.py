@@ -1,5 +1,11 @@
 """The worker's side of sessions: a machine that takes frames in and passes frames on.
 
+    Open ─▶ OpenJob ─▶ Accept            a session begins here, or learns its new path
+    Step ─▶ StepJob ─▶ Step, Credit      a frame is computed, and passed on (`passing.py`)
+    Feed ─▶ Step … | ExportJob ─▶ CachePart …   a stand-in gets what it lacks (`feeds.py`)
+    CachePart ─▶ RestoreJob ─▶ Fed, Credit      this worker is the stand-in
+    drain ─▶ Leaving, again and again    until the owners have gone elsewhere
+
 Everything a hop does is idempotent on (attempt, step number, position): a repeated frame is
 dropped, a late one of an older attempt is ignored, and a step that starts before the end of
 what is cached cuts the cache first.
@@ -11,34 +17,39 @@ hop lets it go over to another, so no answer mixes two versions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
-from gennode.errors import GennodeError, LocalError, RemoteError
+from gennode.errors import GennodeError, RemoteError
 from gennode.node.actions import (
     Action,
     CloseJob,
+    ExportJob,
     HopKey,
     Job,
     OpenJob,
     Outcome,
+    RestoreJob,
     Run,
     Send,
     StepJob,
 )
-from gennode.node.hops.retained import Retained
-from gennode.sharding.route.preferences import reserved_seats
-from gennode.wire.activations import Buffer, codec
-from gennode.wire.fields import as_text
-from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.node.hops.admission import Admission, HopLimits, HostedModel
+from gennode.node.hops.feeds import Feeds
+from gennode.node.hops.hosted import Hosted
+from gennode.node.hops.passing import Passing
+from gennode.node.hops.spill import FrameStore, MemoryStore
+from gennode.wire.activations import codec
+from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.messages import (
-    Accept,
+    WINDOW_BYTES,
+    Acquaint,
+    CachePart,
     Close,
-    Failed,
+    Credit,
+    Feed,
     Open,
     Ping,
     Pong,
-    Progress,
-    Refuse,
+    Probe,
     Step,
     ToHop,
 )
@@ -46,137 +57,114 @@ from gennode.wire.messages import (
 IDLE_S = 60.0  # an owner pings every few seconds; one silent for a minute is gone
 UNUSED_S = 30.0  # from Open to the first step, while others wait: the other hops may have to load
 ORPHAN_S = 10.0  # an owner whose link broke may still come back
-MAX_SESSIONS = 16  # each has a cache in every layer
-
-
-@dataclass(frozen=True)
-class HopLimits:
-    """What one worker takes on, over all models."""
-
-    max_sessions: int = MAX_SESSIONS
-    max_sessions_of_one_owner: int = 8
-    max_sessions_when_full: int = 2
-    """Of one owner, where less than a quarter of all is free: the rest is for others."""
-    retained_bytes: int = 512 * 1024 * 1024
-    """Output frames kept for replays, over all sessions."""
-    queued_bytes: int = 256 * 1024 * 1024
-    """Input frames that wait for the engine, over all sessions."""
-
-
-@dataclass(frozen=True)
-class HostedModel:
-    """What hops need to know of a model. `can_host`: whether a span is loaded or still may be.
-    `is_leaving`: whether some of it stays for those sessions alone that are here already.
-    """
-
-    model: ModelId
-    layers: int
-    dim: int
-    max_positions: int
-    can_host: Callable[[Span], bool]
-    is_leaving: Callable[[Span], bool] = lambda _span: False
-
-
-@dataclass
-class _Hosted:
-    """One session's passage through this worker."""
-
-    owner: PeerId
-    opened: Open
-    heard_s: float
-    opened_s: float
-    ready: bool = False
-    lost: bool = False  # a step failed, so that the engine may know nothing of it any more
-    positions: int = 0  # received so far, computed or queued
-    received: int = -1  # highest step of this attempt
-    passed: int = -1  # highest step of this attempt that was passed on
-    queued_rows: int = 0  # of this attempt, waiting for the engine
-    retained: Retained = field(default_factory=Retained)
-
-    @property
-    def span(self) -> Span:
-        return self.opened.path[self.opened.index].span
-
-    @property
-    def is_last(self) -> bool:
-        return self.opened.index == len(self.opened.path) - 1
-
-    @property
-    def sender(self) -> PeerId:
-        return self.opened.path[self.opened.index - 1].peer if self.opened.index else self.owner
+ACQUAINT_INTERVAL_S = 5.0  # an owner chooses other stand-ins less often
+LEAVING_INTERVAL_S = 2.0  # an owner that is just repairing hears it the next time
 
 
 class HopMachine:
     """Every session that passes through this worker. Sans-IO: returns what to send and run."""
 
-    def __init__(self, peer: PeerId, limits: HopLimits) -> None:
-        self._peer = peer
+    def __init__(
+        self,
+        peer: PeerId,
+        limits: HopLimits,
+        *,
+        store: FrameStore | None = None,
+        knows: Callable[[PeerId], bool] = lambda _peer: True,
+    ) -> None:
+        """`store`: where frames go that take too much memory; without one they are given up.
+        `knows`: whether a peer is one of the swarm's, so that owners can have us call it.
+        """
         self._limits = limits
-        self._models: dict[ModelId, HostedModel] = {}
-        self._retired: set[ModelId] = set()
-        self._hosted: dict[HopKey, _Hosted] = {}
+        self._store = store or MemoryStore()
+        self._knows = knows
+        self._hosted: dict[HopKey, Hosted] = {}
+        self._admission = Admission(peer, limits, self._hosted)
+        self._feeds = Feeds(limits, self._admission.models, knows)
+        self._passing = Passing(limits, self._hosted, self._feeds)
         self._queued_bytes = 0
+        self._told_leaving_s = 0.0
+
+    # -- being a worker -----------------------------------------------------------------------
 
     @property
     def sessions(self) -> int:
         """Sessions that pass through here now."""
-        return len({key.session for key in self._hosted})
+        return self._admission.sessions
 
     def sessions_of(self, model: ModelId) -> int:
         """Those of them that run on one model."""
-        return len({key.session for key, one in self._hosted.items() if one.opened.model == model})
+        return self._admission.sessions_of(model)
 
     def host(self, model: HostedModel) -> None:
         """Take sessions of a model from now on."""
-        self._models[model.model] = model
-        self._retired.discard(model.model)
+        self._admission.host(model)
 
     def retire(self, model: ModelId) -> None:
         """Refuse new sessions of a model; those that run go on until they end."""
-        if model in self._models:
-            self._retired.add(model)
+        self._admission.retire(model)
 
     def drop(self, model: ModelId) -> None:
         """Forget a model; LocalError while sessions of it run."""
-        if self.sessions_of(model):
-            raise LocalError(f"sessions of model {model[:12]} still run", hint="retire it first")
-        self._models.pop(model, None)
-        self._retired.discard(model)
+        self._admission.drop(model)
+
+    def drain(self, now_s: float) -> list[Action]:
+        """Refuse new sessions, and tell the owners of those that run that we are about to leave."""
+        self._admission.is_draining = True
+        self._told_leaving_s = now_s
+        return [
+            hosted.leaving(self._model_of(hosted).cache_position_bytes(hosted.span))
+            for hosted in self._hosted.values()
+            if hosted.ready
+        ]
+
+    # -- what comes in ------------------------------------------------------------------------
 
     def receive(self, sender: PeerId, message: ToHop, payload: bytes, now_s: float) -> list[Action]:
         """React to a message; RemoteError if its sender broke the protocol."""
         match message:
+            case Step():  # first, since there is one for each token
+                return self._step(sender, message, payload, now_s)
             case Open():
                 return self._open(sender, message, now_s)
-            case Step():
-                return self._step(sender, message, payload, now_s)
-            case Ping():
-                return self._ping(sender, message, now_s)
+            case Credit():
+                return self._passing.credit(sender, message, now_s)
+            case CachePart():
+                return self._cache_part(sender, message, payload, now_s)
             case Close():
                 return self._close(sender, message)
-        return []
+            case Ping():
+                return self._ping(sender, message, now_s)
+            case Feed() | Acquaint():
+                hosted = self._hosted.get(HopKey(message.session, message.layer))
+                if hosted is None or hosted.owner != sender or not hosted.ready:
+                    return []
+                if isinstance(message, Feed):
+                    return self._feeds.begin(hosted, message, now_s)
+                return self._acquaint(hosted, message, now_s)
+
+    def feeds(self, sender: PeerId, message: Credit) -> bool:
+        """Whether a credit is for what a stand-in is fed from here."""
+        return self._feeds.goes_to(sender, message)
 
     def computed(self, job: Job, outcome: Outcome, now_s: float) -> list[Action]:
         """The engine has done a job (or failed at it)."""
-        if not isinstance(job, OpenJob | StepJob):
+        if isinstance(job, CloseJob):
             return []
-        if isinstance(job, StepJob):
+        if isinstance(job, ExportJob):
+            return self._feeds.exported(job, outcome, now_s)
+        if isinstance(job, StepJob | RestoreJob):
             self._queued_bytes -= len(job.payload)
         hosted = self._hosted.get(job.key)
         if hosted is None:
             return [Run(CloseJob(job.model, job.key))] if isinstance(job, OpenJob) else []
         if (job.attempt, job.model) != (hosted.opened.attempt, hosted.opened.model):
             return []
-        if isinstance(job, StepJob):
-            hosted.queued_rows -= job.rows
         if isinstance(job, OpenJob):
-            return self._opened(job, hosted, outcome)
-        if isinstance(outcome, GennodeError):
-            # What failed here is begun anew if its owner comes back: the engine may have lost it.
-            hosted.lost = hosted.lost or not isinstance(outcome, RemoteError)
-            blamed = hosted.opened.index - isinstance(outcome, RemoteError)
-            return [self._failed(hosted, blamed, job.number, str(outcome))]
-        return self._pass_on(job, hosted, outcome) if isinstance(outcome, bytes) else []
+            return self._opened(hosted, outcome)
+        if isinstance(job, RestoreJob):
+            return self._restored(job, hosted, outcome)
+        return self._stepped(job, hosted, outcome, now_s)
 
     def peer_down(self, peer: PeerId, now_s: float) -> list[Action]:
         """A peer can't be reached, or broke the protocol: tell owners whose next hop it was.
@@ -191,121 +179,70 @@ class HopMachine:
             path, own = hosted.opened.path, hosted.opened.index
             for index in (own - 1, own + 1):
                 if 0 <= index < len(path) and path[index].peer == peer:
-                    told.append(self._failed(hosted, index, hosted.passed, "can't be reached"))
-        return told
+                    told.append(hosted.failed(index, hosted.passed, "can't be reached"))
+        return told + self._feeds.peer_down(peer)
 
     def tick(self, now_s: float) -> list[Action]:
         """Forget sessions whose owner is silent, or never used them while others wait."""
-        unused_s = UNUSED_S if self._is_crowded else float("inf")
-        silent = {key for key, one in self._hosted.items() if now_s - one.heard_s > IDLE_S}
-        unused = {k for k, one in self._hosted.items() if now_s - one.opened_s > unused_s}
-        unused = {key for key in unused if not self._hosted[key].positions}
-        return [self._forget(key) for key in list(self._hosted) if key in silent | unused]
+        unused_s = UNUSED_S if self._admission.is_crowded else float("inf")
+        actions = self._feeds.tick(now_s)
+        for key, hosted in list(self._hosted.items()):
+            is_unused = now_s - hosted.opened_s > unused_s and not hosted.positions
+            if is_unused or now_s - hosted.heard_s > IDLE_S:
+                actions.append(self._forget(key))
+        if self._admission.is_draining and now_s - self._told_leaving_s >= LEAVING_INTERVAL_S:
+            actions += self.drain(now_s)
+        return actions
 
-    @property
-    def _is_crowded(self) -> bool:
-        """Whether less than a quarter of all sessions is free."""
-        return 4 * self.sessions >= 3 * self._limits.max_sessions
-
-    # -- opening ------------------------------------------------------------------------------
+    # -- opening and closing ------------------------------------------------------------------
 
     def _open(self, sender: PeerId, message: Open, now_s: float) -> list[Action]:
-        hop = self._own_hop(message)
+        hop = self._admission.own_hop(message)
         key = HopKey(message.session, hop.span.start)
-        hosted = self._hosted.get(key)
-        if hosted is not None and hosted.opened.model == message.model:
-            if hosted.owner != sender:
+        before = self._hosted.get(key)
+        if before is not None and before.opened.model == message.model:
+            if before.owner != sender:
                 raise RemoteError("a session can be opened by its owner alone")
-            hosted.heard_s = now_s
-            if message.attempt <= hosted.opened.attempt:
+            before.heard_s = now_s
+            if message.attempt <= before.opened.attempt:
                 return []  # late or repeated; an accept is on its way, or was
-            if hosted.span == hop.span and hosted.ready and not hosted.lost:
-                return self._reopen(hosted, message)
-        reason = self._objection(sender, message, hop.span)
+            if before.span == hop.span and before.ready and not before.lost:
+                return self._reopen(before, message)
+        hosted = Hosted(key, sender, message, self._store, now_s)
+        reason = self._admission.objection(sender, message, hop.span)
         if reason:
-            return [Send(sender, Refuse(message.session, message.attempt, message.index, reason))]
-        self._hosted[key] = _Hosted(sender, message, heard_s=now_s, opened_s=now_s)
+            return [hosted.refuse(message, reason)]
+        if before is not None:
+            self._forget(key)
+        self._hosted[key] = hosted
         job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions, sender)
         return [Run(job)]
 
-    def _own_hop(self, message: Open) -> Hop:
-        path, model = message.path, self._models.get(message.model)
-        ends = [0, *(hop.span.end for hop in path)]
-        if model and ends != [*(hop.span.start for hop in path), model.layers]:
-            raise RemoteError("a route's spans must join and cover all layers")
-        if any(hop.span.layers < 1 for hop in path):
-            raise RemoteError("a route holds an empty span")
-        if message.index >= len(path) or path[message.index].peer != self._peer:
-            raise RemoteError("a route's index does not point at the peer that it was sent to")
-        return path[message.index]
-
-    def _objection(self, owner: PeerId, message: Open, span: Span) -> str:
-        model = self._models.get(message.model)
-        if model is None:
-            return f"this worker does not host model {message.model[:12]}"
-        if message.max_positions > model.max_positions:
-            return f"sessions end at {model.max_positions} positions here"
-        running = [one for key, one in self._hosted.items() if key.session == message.session]
-        if any(one.opened.model != message.model for one in running):
-            return "a session can't go over to another model"
-        if not running and (reason := self._objection_to_new(owner, message, model, span)):
-            return reason
-        if not model.can_host(span):
-            return f"layers {span} are not here and would not fit"
-        return ""
-
-    def _objection_to_new(
-        self, owner: PeerId, message: Open, model: HostedModel, span: Span
-    ) -> str:
-        """Why no session begins here that has no hop here yet.
-
-        The last seats are for those that lost a hop elsewhere. An owner may lie about that, and
-        gets no more by it than its share of a full worker.
-        """
-        if model.model in self._retired:
-            return f"model {model.model[:12]} is being retired here"
-        if model.is_leaving(span):
-            return f"layers {span} are leaving this worker"
-        if self.sessions >= self._limits.max_sessions:
-            return f"all {self._limits.max_sessions} sessions are taken"
-        carries_on = 0 <= message.index <= message.rebuild_until
-        reserved = 0 if carries_on else reserved_seats(self._limits.max_sessions)
-        if self.sessions >= self._limits.max_sessions - reserved:
-            return f"the last {reserved} sessions are kept for those that lost a hop"
-        own = {key.session for key, hosted in self._hosted.items() if hosted.owner == owner}
-        share = self._limits.max_sessions_of_one_owner
-        if self._is_crowded:
-            share = min(share, self._limits.max_sessions_when_full)
-        if len(own) >= share:
-            return f"one owner may hold {share} sessions" + " now" * self._is_crowded
-        return ""
-
-    def _reopen(self, hosted: _Hosted, message: Open) -> list[Action]:
-        """A survivor learns its new path, and feeds the new worker below it if asked to."""
-        reply = Accept(message.session, message.attempt, message.index)
-        positions = message.replay_positions
-        if positions and not hosted.retained.covers(positions):
-            reason = "the frames for a replay are no longer retained"
-            refusal = Refuse(message.session, message.attempt, message.index, reason)
-            return [Send(hosted.owner, refusal)]
-        hosted.opened = message
-        hosted.received = hosted.passed = -1
-        hosted.queued_rows = 0
-        actions: list[Action] = []
-        if positions:
-            for frame in hosted.retained.frames:
-                if frame.position + frame.rows <= positions:
-                    actions.append(self._forward(hosted, frame, rebuild=True))
-        return [*actions, Send(hosted.owner, reply)]
-
-    def _opened(self, job: OpenJob, hosted: _Hosted, outcome: Outcome) -> list[Action]:
-        message = hosted.opened
+    def _opened(self, hosted: Hosted, outcome: Outcome) -> list[Action]:
         if isinstance(outcome, GennodeError):
-            reason = as_text(str(outcome))
-            refusal = Refuse(message.session, message.attempt, message.index, reason)
-            return [self._forget(job.key), Send(hosted.owner, refusal)]
+            return [self._forget(hosted.key), hosted.refuse(hosted.opened, str(outcome))]
         hosted.ready = True
-        return [Send(hosted.owner, Accept(message.session, message.attempt, message.index))]
+        return [hosted.accept()]
+
+    def _reopen(self, hosted: Hosted, message: Open) -> list[Action]:
+        """A survivor learns its new path, and feeds the new worker below it if asked to."""
+        start, end = message.replay_from, message.replay_positions
+        if not hosted.retained.covers(start, end):
+            return [hosted.refuse(message, "the frames for a replay are no longer retained")]
+        return [*self._passing.begin_anew(hosted, message), hosted.accept()]
+
+    def _close(self, sender: PeerId, message: Close) -> list[Action]:
+        owned = [key for key, hosted in self._hosted.items() if hosted.owner == sender]
+        return [self._forget(key) for key in owned if key.session == message.session]
+
+    def _forget(self, key: HopKey) -> Action:
+        hosted = self._hosted.pop(key)
+        hosted.retained.give_up()
+        self._feeds.forget(key)
+        return Run(CloseJob(hosted.opened.model, key))
+
+    def _model_of(self, hosted: Hosted) -> HostedModel:
+        return self._admission.models[hosted.opened.model]
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -314,19 +251,19 @@ class HopMachine:
         hosted = self._hosted.get(key)
         if hosted is None or message.attempt != hosted.opened.attempt:
             return []  # late: the session has moved on, or is over
-        if sender != hosted.sender or message.number <= hosted.received or not hosted.ready:
+        if sender != hosted.sender or not hosted.ready:
             return []
-        model = self._models[hosted.opened.model]
+        # What was only rebuilt comes again if it was not answered before.
+        if message.number <= max(hosted.received, hosted.rebuilt if message.rebuild else -1):
+            return [*hosted.took_step(len(payload))]
+        model = self._model_of(hosted)
         if not codec(message.codec).fits(len(payload), message.rows, model.dim):
             raise RemoteError("a step's payload is not as long as its rows")
         objection = self._step_objection(hosted, message, len(payload))
         if objection is not None:
             blamed, reason = objection
-            return [self._failed(hosted, blamed, message.number, reason)]
-        hosted.heard_s = now_s
-        hosted.received = message.number
-        hosted.positions = message.position + message.rows
-        hosted.queued_rows += message.rows
+            return [hosted.failed(blamed, message.number, reason)]
+        hosted.comes(message, now_s)
         self._queued_bytes += len(payload)
         job = StepJob(
             model.model, key, message.attempt, message.number, message.position, message.rows,
@@ -335,7 +272,7 @@ class HopMachine:
         return [Run(job)]
 
     def _step_objection(
-        self, hosted: _Hosted, message: Step, payload_bytes: int
+        self, hosted: Hosted, message: Step, payload_bytes: int
     ) -> tuple[int, str] | None:
         """Whose fault it is, by place on the route, that a step can't be done, and why.
 
@@ -355,66 +292,74 @@ class HopMachine:
             return opened.index, "too much is waiting"
         return None
 
-    def _pass_on(self, job: StepJob, hosted: _Hosted, payload: bytes) -> list[Action]:
-        hosted.passed = job.number
-        frame = replace(job, payload=payload)
-        if not hosted.is_last and hosted.retained.complete:
-            hosted.retained.add(frame)
-            self._bound_retained()
-        if job.rebuild and hosted.opened.index >= hosted.opened.rebuild_until:
+    def _stepped(
+        self, job: StepJob, hosted: Hosted, outcome: Outcome, now_s: float
+    ) -> list[Action]:
+        hosted.queued_rows -= job.rows
+        if isinstance(outcome, GennodeError):
+            # What failed here is begun anew if its owner comes back: the engine may have lost it.
+            hosted.lost = hosted.lost or not isinstance(outcome, RemoteError)
+            blamed = hosted.opened.index - isinstance(outcome, RemoteError)
+            return [hosted.failed(blamed, job.number, str(outcome))]
+        if not isinstance(outcome, bytes):
             return []
-        return [self._forward(hosted, frame, rebuild=job.rebuild)]
+        hosted.goes(job, now_s)
+        passed = self._passing.pass_on(hosted, job, outcome, self._model_of(hosted).dim)
+        return [*passed, *hosted.took_step(len(job.payload))]
 
-    def _forward(self, hosted: _Hosted, frame: StepJob, *, rebuild: bool) -> Send:
-        opened, rows = hosted.opened, frame.rows
-        payload: Buffer = memoryview(frame.payload)
-        peer = hosted.owner if hosted.is_last else opened.path[opened.index + 1].peer
-        if hosted.is_last:  # the owner samples from the last rows alone
-            rows, dim = frame.reply_rows, self._models[opened.model].dim
-            payload = codec(opened.codec).last_rows(payload, frame.rows, rows, dim)
-        message = Step(
-            session=opened.session,
-            attempt=opened.attempt,
-            number=frame.number,
-            layer=hosted.span.end,
-            position=frame.position + frame.rows - rows,
-            rows=rows,
-            reply_rows=frame.reply_rows,
-            codec=opened.codec,
-            rebuild=rebuild,
-        )
-        return Send(peer, message, payload)
+    # -- standing in for another --------------------------------------------------------------
 
-    def _bound_retained(self) -> None:
-        """Give up the largest session's frames when all take too much: it can still be
-        rebuilt from tokens."""
-        while True:
-            held = [hosted.retained for hosted in self._hosted.values()]
-            if sum(retained.size_bytes for retained in held) <= self._limits.retained_bytes:
-                return
-            max(held, key=lambda retained: retained.size_bytes).drop()
+    def _cache_part(
+        self, sender: PeerId, message: CachePart, payload: bytes, now_s: float
+    ) -> list[Action]:
+        key = HopKey(message.session, message.layer)
+        hosted = self._hosted.get(key)
+        if hosted is None or not hosted.ready or message.attempt != hosted.opened.attempt:
+            return []
+        if sender != hosted.opened.donor or hosted.has_bad_cache or hosted.received >= 0:
+            return []  # a stranger's, or late: the session goes on with what is here
+        if reason := self._part_objection(hosted, message, len(payload)):
+            hosted.has_bad_cache = True
+            return [hosted.failed(hosted.opened.index, 0, reason)]
+        hosted.heard_s = now_s
+        hosted.positions = message.end
+        hosted.parts_bytes += len(payload)
+        self._queued_bytes += len(payload)
+        place = message.layout, message.start, message.end
+        return [Run(RestoreJob(hosted.opened.model, key, message.attempt, *place, payload))]
+
+    def _part_objection(self, hosted: Hosted, message: CachePart, payload_bytes: int) -> str:
+        if message.start > hosted.positions:
+            return "parts of a cache are missing"
+        if message.end > hosted.opened.max_positions:
+            return f"a cache reaches past position {hosted.opened.max_positions}"
+        if hosted.parts_bytes + payload_bytes > WINDOW_BYTES:
+            return "more of a cache came than was agreed"
+        if self._queued_bytes + payload_bytes > self._limits.queued_bytes:
+            return "too much is waiting"
+        return ""
+
+    def _restored(self, job: RestoreJob, hosted: Hosted, outcome: Outcome) -> list[Action]:
+        hosted.parts_bytes -= len(job.payload)
+        if isinstance(outcome, GennodeError):
+            hosted.lost = hosted.has_bad_cache = True  # who knows how much of it was taken in
+            return [hosted.failed(hosted.opened.index, 0, str(outcome))]
+        hosted.held = job.end
+        return [*hosted.took_part(len(job.payload)), hosted.fed(job.end)]
 
     # -- the rest -----------------------------------------------------------------------------
+
+    def _acquaint(self, hosted: Hosted, message: Acquaint, now_s: float) -> list[Action]:
+        """Have a link to a stand-in, by sending it something."""
+        if now_s - hosted.acquainted_s < ACQUAINT_INTERVAL_S or not self._knows(message.peer):
+            return []
+        hosted.acquainted_s = now_s
+        return [Send(message.peer, Probe(0))]
 
     def _ping(self, sender: PeerId, message: Ping, now_s: float) -> list[Action]:
         progress = []
         for key, hosted in self._hosted.items():
             if key.session == message.session and hosted.owner == sender:
                 hosted.heard_s = now_s
-                busy = hosted.queued_rows > 0 or not hosted.ready
-                progress.append(Progress(key.layer, hosted.passed, busy))
+                progress.append(hosted.progress)
         return [Send(sender, Pong(message.session, message.nonce, tuple(progress)))]
-
-    def _close(self, sender: PeerId, message: Close) -> list[Action]:
-        owned = [key for key, hosted in self._hosted.items() if hosted.owner == sender]
-        return [self._forget(key) for key in owned if key.session == message.session]
-
-    def _forget(self, key: HopKey) -> Action:
-        hosted = self._hosted.pop(key)
-        return Run(CloseJob(hosted.opened.model, key))
-
-    def _failed(self, hosted: _Hosted, index: int, number: int, reason: str) -> Send:
-        opened = hosted.opened
-        place = max(0, index), max(0, number)
-        failure = Failed(opened.session, opened.attempt, *place, as_text(reason))
-        return Send(hosted.owner, failure)

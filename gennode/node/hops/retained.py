@@ -2,31 +2,112 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from gennode.errors import LocalError
 from gennode.node.actions import StepJob
+from gennode.node.hops.spill import FrameStore, Ticket
 
 
-@dataclass
+@dataclass(eq=False)
+class Kept:
+    """A step's output. The payload is in memory, or put aside with a ticket for it."""
+
+    number: int
+    position: int
+    rows: int
+    reply_rows: int
+    rebuild: bool
+    size_bytes: int
+    payload: bytes | None
+    ticket: Ticket | None = None
+
+    @classmethod
+    def of(cls, job: StepJob, payload: bytes) -> Kept:
+        """What came of a job."""
+        return cls(
+            job.number, job.position, job.rows, job.reply_rows, job.rebuild, len(payload), payload
+        )
+
+    @property
+    def end(self) -> int:
+        """The position after its last."""
+        return self.position + self.rows
+
+
 class Retained:
-    """One session's frames in position order. `complete`: none of them was given up."""
+    """One session's frames in position order, without gaps; the older ones may be put aside."""
 
-    frames: list[StepJob] = field(default_factory=list)
-    size_bytes: int = 0
-    complete: bool = True
+    def __init__(self, store: FrameStore) -> None:
+        self.frames: list[Kept] = []
+        self.memory_bytes = 0
+        self._store = store
+        self._spilled = 0  # so many frames, the first ones, are in the store
 
-    def add(self, frame: StepJob) -> None:
-        """Keep a frame in place of those from its position on."""
-        while self.frames and self.frames[-1].position >= frame.position:
-            self.size_bytes -= len(self.frames.pop().payload)
+    @property
+    def end(self) -> int:
+        """The position after the last that is retained."""
+        return self.frames[-1].end if self.frames else 0
+
+    def add(self, frame: Kept) -> None:
+        """Keep a frame behind the others: those from its position on were cut, there is no gap."""
         self.frames.append(frame)
-        self.size_bytes += len(frame.payload)
+        self.memory_bytes += frame.size_bytes
 
-    def drop(self) -> None:
-        """Give up all frames: they take too much memory."""
-        self.frames, self.size_bytes, self.complete = [], 0, False
+    def cut(self, position: int) -> list[Kept]:
+        """Forget the frames from a position on; which they were, the last one first.
 
-    def covers(self, positions: int) -> bool:
-        """Whether so many positions can be replayed."""
-        end = self.frames[-1].position + self.frames[-1].rows if self.frames else 0
-        return self.complete and end >= positions
+        One that began before it stays whole: a hop that takes it in cuts it when the next comes.
+        """
+        gone = []
+        while self.frames and self.frames[-1].position >= position:
+            frame = self.frames.pop()
+            self._release(frame)
+            gone.append(frame)
+        self._spilled = min(self._spilled, len(self.frames))
+        return gone
+
+    def give_up(self) -> None:
+        """Forget all frames."""
+        for frame in self.frames:
+            self._release(frame)
+        self.frames, self._spilled = [], 0
+
+    def spill_oldest(self) -> bool:
+        """Put the oldest frame aside that is in memory; whether there was room for it."""
+        frame = self.frames[self._spilled]
+        if frame.payload is None:
+            raise LocalError("a frame was to be put aside twice")
+        frame.ticket = self._store.put(frame.payload)
+        if frame.ticket is None:
+            return False
+        frame.payload = None
+        self.memory_bytes -= frame.size_bytes
+        self._spilled += 1
+        return True
+
+    def payload(self, frame: Kept) -> bytes:
+        """A frame's bytes; ResourceError if the store has lost them."""
+        if frame.payload is not None:
+            return frame.payload
+        if frame.ticket is None:
+            raise LocalError("a frame was sent that is no longer retained")
+        return self._store.get(frame.ticket)
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether positions `[start, end)` can be replayed."""
+        if start >= end:
+            return True
+        ends = max((frame.end for frame in self.frames), default=0)
+        return ends >= end and self.frames[0].position <= start
+
+    def between(self, start: int, end: int) -> list[Kept]:
+        """The frames that hold anything of positions `[start, end)`, whole."""
+        return [frame for frame in self.frames if frame.position < end and frame.end > start]
+
+    def _release(self, frame: Kept) -> None:
+        if frame.ticket is not None:
+            self._store.drop(frame.ticket)
+            frame.ticket = None
+        else:
+            self.memory_bytes -= frame.size_bytes

@@ -13,7 +13,7 @@ from gennode.engine.contract import maximal_spans
 from gennode.engine.sample import Sampling
 from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
 from gennode.errors import GennodeError
-from gennode.node.hops.hop import MAX_SESSIONS
+from gennode.node.hops.admission import MAX_SESSIONS
 from gennode.node.moves.move import (
     Fetch,
     Load,

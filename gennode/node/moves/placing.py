@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gennode.node.hops.hop import MAX_SESSIONS
+from gennode.node.hops.admission import MAX_SESSIONS
 from gennode.node.peer import PeerMachine
 from gennode.sharding.rebalance import place
 from gennode.sharding.snapshots import candidate_of, snapshot_of

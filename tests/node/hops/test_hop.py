@@ -14,7 +14,18 @@ from gennode.node.actions import Action, CloseJob, Job, OpenJob, Run, Send, Step
 from gennode.node.hops.hop import IDLE_S, ORPHAN_S, HopMachine
 from gennode.wire.activations import codec
 from gennode.wire.ids import Hop, ModelId, Span
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Progress, Refuse, Step
+from gennode.wire.messages import (
+    Accept,
+    Close,
+    Failed,
+    Fed,
+    Open,
+    Ping,
+    Pong,
+    Progress,
+    Refuse,
+    Step,
+)
 from tests.node.conftest import (
     FIRST,
     LAYERS,
@@ -239,7 +250,7 @@ def test_a_survivor_replays_what_it_retained_then_accepts() -> None:
         if isinstance(a, Send) and isinstance(a.message, Step)
     ]
     assert replayed == [(SPARE, number, True, frame(value=number)) for number in range(3)]
-    assert actions[-1] == Send(OWNER, Accept(SESSION, 1, 1))
+    assert actions[-1] == Send(OWNER, Accept(SESSION, 1, 1, 4))
     assert machine.receive(FIRST, step(4, 4, attempt=0), frame(), 0.0) == []  # the old attempt
     assert _pass(machine, 3, 3, attempt=1)
 
@@ -260,7 +271,7 @@ def test_rebuilt_frames_stop_at_the_last_new_hop() -> None:
     _open(machine, opening(1, attempt=1, rebuild_until=1))
     message = step(0, 0, attempt=1, rebuild=True)
     job = _job(machine.receive(FIRST, message, frame(), 0.0))
-    assert machine.computed(job, frame(), 0.0) == []
+    assert machine.computed(job, frame(), 0.0) == [Send(OWNER, Fed(SESSION, 1, 1, 1))]
     [send] = _pass(machine, 1, 1, attempt=1)
     assert isinstance(send, Send)
 
