@@ -101,8 +101,9 @@ aged = st.builds(
 
 @st.composite
 def opens(draw: st.DrawFn) -> words.Open:
-    """Open messages, whose index lies on their path."""
+    """Open messages, whose index lies on their path, and whose replay ends behind its begin."""
     path = draw(many(st.builds(Hop, peer=peers, span=spans), words.MAX_ROUTE_HOPS, least=1))
+    replay_from, replay_positions = sorted(draw(st.tuples(positions, positions)))
     return draw(
         st.builds(
             words.Open,
@@ -112,8 +113,10 @@ def opens(draw: st.DrawFn) -> words.Open:
             index=st.integers(0, len(path) - 1),
             codec=codecs,
             max_positions=st.integers(1, words.MAX_POSITIONS),
-            replay_positions=st.integers(0, words.MAX_POSITIONS),
+            replay_positions=st.just(replay_positions),
             rebuild_until=st.integers(-1, words.MAX_ROUTE_HOPS - 1),
+            replay_from=st.just(replay_from),
+            donor=st.none() | peers,
         )
     )
 
