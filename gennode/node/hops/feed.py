@@ -6,7 +6,7 @@ layers computes its own cache, and its own cache, part by part, for a worker of 
 
 from __future__ import annotations
 
-from gennode.errors import GennodeError, ResourceError
+from gennode.errors import GennodeError
 from gennode.node.actions import Action, Exported, ExportJob, Outcome, Run, Send
 from gennode.node.flow import Flow
 from gennode.node.hops.hosted import Hosted
@@ -97,8 +97,9 @@ class CacheFeed:
         if isinstance(outcome, GennodeError):
             raise outcome
         if isinstance(outcome, Exported) and job.start == self._next:  # else overtaken
-            if outcome.end <= outcome.start:
-                raise ResourceError("there is less of a cache than was computed")
+            if outcome.end <= outcome.start:  # steps were taken back meanwhile
+                self._until = self._next
+                return []
             self._next = outcome.end
             parts = self.flow.push(outcome, len(outcome.payload))
             return [*self._send(parts), *self._export()]
