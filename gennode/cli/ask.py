@@ -1,11 +1,15 @@
-"""`gennode ask`: one prompt, answered by the swarm."""
+"""`gennode ask`: one prompt, answered by the swarm, or an interrupted answer gone on with."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gennode.cli.options import (
     bootstrap_option,
@@ -16,11 +20,42 @@ from gennode.cli.options import (
     transport_option,
 )
 from gennode.cli.output import JSON_OPTION, note, print_json, progress, route_text, short
-from gennode.errors import NetworkError
+from gennode.errors import NetworkError, UsageError
+
+if TYPE_CHECKING:
+    from gennode.node.ask import Answer
+    from gennode.node.sessions.journal import Interrupted, Journal, Journals
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+KEPT_TERMS = ("temperature", "top_p", "seed", "max_tokens", "codec", "chat")
+"""What an interrupted answer was begun with, and has to go on with: else its tokens change."""
+
+
+def prompt_options(command: F) -> F:
+    """The prompt, or which interrupted answer to go on with."""
+    for option in (
+        click.option(
+            "--no-journal",
+            is_flag=True,
+            help="Write no journal: an answer that is interrupted is lost.",
+        ),
+        click.option(
+            "--resume",
+            is_flag=False,
+            flag_value="",
+            metavar="[NAME]",
+            help="Go on with an answer that was interrupted. Without NAME: with the only one, or "
+            "list them if there are several.",
+        ),
+        click.argument("prompt", required=False),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(name="ask", short_help="Ask the swarm one prompt.")
-@click.argument("prompt")
+@prompt_options
 @model_option
 @bootstrap_option
 @transport_option
@@ -28,7 +63,7 @@ from gennode.errors import NetworkError
 @state_option
 @JSON_OPTION
 def command(
-    *, prompt: str, model: str, bootstrap: tuple[str, ...], state: Path, as_json: bool, **how: Any
+    *, model: str, bootstrap: tuple[str, ...], state: Path, as_json: bool, **how: Any
 ) -> None:
     """Ask the swarm one prompt; the answer streams to standard output.
 
@@ -37,14 +72,22 @@ def command(
 
     Without --bootstrap it asks through the node that runs on this machine, or else through
     peers that a node met here before.
+
+    Until the answer is whole, the prompt and the answer so far are kept in a journal in the
+    state folder, which your user alone can read. If it is interrupted, even by kill -9, --resume
+    goes on with the same tokens. What nobody resumes is removed after 30 days.
     """
     from gennode.node.state import StateFolder
 
     folder = StateFolder(state)
-    if not bootstrap:
-        bootstrap = local_addresses(state, or_else=folder.peers)
-    peers = None if folder.is_running() else folder.peers  # a node that runs keeps the file
-    run_ask(prompt, model, bootstrap, as_json=as_json, peers=peers, **how)
+    with chosen(folder.sessions, "gennode ask", as_json=as_json, **how) as asked:
+        remembered = bootstrap or asked.bootstrap
+        met = remembered or local_addresses(state, or_else=folder.peers)
+        peers = None if folder.is_running() else folder.peers  # a node that runs keeps the file
+        run_ask(
+            asked, asked.model(model), met,
+            as_json=as_json, peers=peers, remembered=remembered, **how,
+        )  # fmt: skip
 
 
 def local_addresses(state: Path, *, or_else: Path) -> tuple[str, ...]:
@@ -65,14 +108,119 @@ def local_addresses(state: Path, *, or_else: Path) -> tuple[str, ...]:
     return card.addresses
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted: the answer to a prompt, or the rest of the one in an open journal."""
+
+    prompt: str
+    journals: Journals | None
+    journal: Journal | None = None
+
+    @property
+    def bootstrap(self) -> tuple[str, ...]:
+        """Whom the asker of an interrupted answer was told to meet first."""
+        return self.journal.header.bootstrap if self.journal is not None else ()
+
+    def model(self, otherwise: str) -> str:
+        """The interrupted answer's model, unless a person says where it is now."""
+        if self.journal is None or _is_given("model"):
+            return otherwise
+        return self.journal.header.named
+
+
+@contextmanager
+def chosen(
+    folder: Path,
+    caller: str,
+    *,
+    prompt: str | None,
+    resume: str | None,
+    no_journal: bool,
+    as_json: bool,
+    **_how: Any,
+) -> Iterator[Asked]:
+    """What is asked, by the options; or a list of what was interrupted, and the command ends.
+
+    `folder`: where journals are; `caller`: the command that takes `--resume` for them.
+    """
+    from gennode.node.sessions.journal import Journals, Watch
+
+    state = click.get_current_context().params["state"]
+    again = f"{caller} --state {state} --resume" if _is_given("state") else f"{caller} --resume"
+
+    def on_kept(journal: Journal) -> None:
+        note(f"\n[{journal.tokens} tokens are kept; go on with: {again} {journal.name}]")
+
+    journals = Journals(folder, Watch(lambda text: note(f"warning: {text}"), on_kept))
+    if resume is None:
+        if prompt is None:
+            raise UsageError("there is no prompt", hint=f'{caller} "count from 1 to 9 ="')
+        yield Asked(prompt, None if no_journal else journals)
+        return
+    if prompt is not None or no_journal:
+        raise UsageError("--resume needs the journal, and takes no prompt: it knows what was asked")
+    for name in KEPT_TERMS:
+        if _is_given(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{option} stays as it was when an answer goes on", hint="leave it out"
+            )
+    found = journals.interrupted() if not resume else []
+    if not resume and len(found) != 1:
+        _list(found, again, as_json=as_json)
+        click.get_current_context().exit(0)
+    with journals.resume(resume or found[0].name) as journal:
+        yield Asked("", journals, journal)
+
+
+def _is_given(option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is ParameterSource.COMMANDLINE
+
+
+def _list(found: list[Interrupted], again: str, *, as_json: bool) -> None:
+    """What was interrupted, oldest first."""
+    if as_json:
+        views = [
+            {
+                "name": one.name,
+                "tokens": one.tokens,
+                "model": one.header.model,
+                "named": one.header.named,
+                "prompt": one.header.words,
+                "began_s": one.header.began_s,
+            }
+            for one in found
+        ]
+        print_json({"interrupted": views})
+        return
+    if not found:
+        note("no answer was interrupted")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="interrupted answers")
+    for heading in ("name", "tokens", "model", "prompt"):
+        table.add_column(heading, justify="right" if heading == "tokens" else "left")
+    for one in found:
+        named = Path(one.header.named).name[:24]
+        table.add_row(one.name, str(one.tokens), Text(named), Text(one.header.words))
+    Console().print(table)
+    note(f"go on with: {again} NAME")
+
+
 def run_ask(
-    prompt: str,
+    asked: Asked,
     model: str,
     bootstrap: tuple[str, ...],
     *,
     as_json: bool,
     names: dict[Any, str] | None = None,
     peers: Path | None = None,
+    remembered: tuple[str, ...] = (),
     **how: Any,
 ) -> None:
     """Ask and show; `how` are the sampling options."""
@@ -81,7 +229,7 @@ def run_ask(
 
     from gennode.engine.sample import Sampling
     from gennode.engine.seam import ChatMessage
-    from gennode.node.ask import Failover, asking
+    from gennode.node.ask import Asker, Failover, asking
 
     sampling = Sampling(
         temperature=how["temperature"],
@@ -89,7 +237,7 @@ def run_ask(
         seed=how["seed"],
         max_tokens=how["max_tokens"],
     )
-    asked = [ChatMessage("user", prompt)] if how["chat"] else prompt
+    prompt = [ChatMessage("user", asked.prompt)] if how["chat"] else asked.prompt
     known = names or {}
 
     def on_failover(failover: Failover) -> None:
@@ -99,29 +247,36 @@ def run_ask(
     def on_text(text: str) -> None:
         print(text, end="", flush=True)
 
+    async def tell(asker: Asker) -> Answer:
+        shown = {} if as_json else {
+            "on_text": on_text, "on_route": lambda route: note(f"[{route_text(route, known)}]"),
+        }  # fmt: skip
+        if asked.journal is not None:
+            return await asker.resume(asked.journal, **shown)
+        return await asker.ask(prompt, sampling, journals=asked.journals, **shown)
+
     async def ask() -> None:
-        quiet = {"on_failover": on_failover} if not as_json else {}
         async with asking(
             model,
             bootstrap,
-            codec_name=how["codec"],
+            codec_name=asked.journal.header.codec if asked.journal else how["codec"],
             transport_name=how["transport"],
             progress=progress,
             peers=peers,
             frugal=how["cheapest"],
-            **quiet,
+            on_failover=on_failover if not as_json else lambda _failover: None,
         ) as asker:
+            asker.remembered = remembered
+            answer = await tell(asker)
             if as_json:
-                print_json(await asker.ask(asked, sampling))
+                print_json(answer)
                 return
-            answer = await asker.ask(
-                asked,
-                sampling,
-                on_text=on_text,
-                on_route=lambda route: note(f"[{route_text(route, known)}]"),
-            )
             print(flush=True)
-            speed = f", {answer.seconds_per_token * 1e3:.1f} ms each" if answer.tokens[1:] else ""
-            note(f"[{len(answer.tokens)} tokens{speed}, {len(answer.failovers)} failovers]")
+            note(_summary(answer))
 
     asyncio.run(ask())
+
+
+def _summary(answer: Answer) -> str:
+    speed = f", {answer.seconds_per_token * 1e3:.1f} ms each" if answer.tokens[1:] else ""
+    return f"[{len(answer.tokens)} tokens{speed}, {len(answer.failovers)} failovers]"

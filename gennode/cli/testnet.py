@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gennode.cli.ask import chosen, prompt_options, run_ask
 from gennode.cli.options import (
     DEFAULT_MODEL,
     Finite,
@@ -145,21 +146,26 @@ def add(
 
 
 @command.command()
-@click.argument("prompt")
+@prompt_options
 @click.option("--model", help="Which model; by default the testnet's.")
 @transport_option
 @sampling_options
 @state_option
 @JSON_OPTION
-def ask(*, prompt: str, model: str | None, state: Path, as_json: bool, **how: Any) -> None:
+def ask(*, model: str | None, state: Path, as_json: bool, **how: Any) -> None:
     """Ask the testnet one prompt; takes the options of `gennode ask`."""
-    from gennode.cli.ask import run_ask
+    from gennode.node.state import StateFolder
 
     testnet = _running(state)
     cards = testnet.cards()
     bootstrap = tuple(address for card in cards.values() for address in card.addresses[:1])
     names = {card.peer: name for name, card in cards.items()}
-    run_ask(prompt, _model_of(testnet, model), bootstrap, as_json=as_json, names=names, **how)
+    folder = StateFolder(testnet.folder).sessions
+    with chosen(folder, "gennode testnet ask", as_json=as_json, **how) as asked:
+        run_ask(
+            asked, asked.model(_model_of(testnet, model)), bootstrap,
+            as_json=as_json, names=names, **how,
+        )  # fmt: skip
 
 
 @command.command()

@@ -6,8 +6,9 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,7 @@ from gennode.engine.folders import Folder, open_folder
 from gennode.engine.sample import Sampling
 from gennode.engine.seam import ChatMessage, OwnerEngine
 from gennode.engine.text.stream import TextStream
-from gennode.errors import NetworkError
+from gennode.errors import ModelError, NetworkError
 from gennode.node.actions import Opened, Rerouted
 from gennode.node.fetch import fetch_span, is_model_id, weights_folder
 from gennode.node.hub import find_or_download
@@ -26,6 +27,7 @@ from gennode.node.progress import ShowProgress, unwatched
 from gennode.node.prompt import answer
 from gennode.node.rolls.roll import choose_version
 from gennode.node.running import running
+from gennode.node.sessions.journal import MAX_WORDS, Header, Journal, Journals
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
 from gennode.wire.fields import CodecName
@@ -38,13 +40,17 @@ FIND_TIMEOUT_S = 10.0  # for the directory to show workers for every layer
 
 
 class Failover(msgspec.Struct, frozen=True):
-    """One repair in the middle of an answer."""
+    """One change of the route in the middle of an answer.
+
+    `is_planned`: the workers that were left were still there, and nothing had to wait for it.
+    """
 
     lost: tuple[PeerId, ...]
     reason: str
     before: tuple[Hop, ...]
     after: tuple[Hop, ...]
     after_tokens: int
+    is_planned: bool
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -52,6 +58,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     text: str
     tokens: tuple[int, ...]
+    resumed_tokens: int
+    """How many of them an earlier run gave out; the times are of the others."""
     route: tuple[Hop, ...]
     codec: CodecName
     first_token_s: float
@@ -69,6 +77,10 @@ class Asker:
     node: LiveNode
     owner: OwnerEngine
     on_failover: Callable[[Failover], None]
+    named: str = ""
+    """What finds the same model again."""
+    remembered: tuple[str, ...] = ()
+    """Whom somebody who resumes an answer is to meet first."""
     failovers: list[Failover] = field(default_factory=list)
     route: tuple[Hop, ...] = ()
     tokens_given: int = 0
@@ -80,56 +92,106 @@ class Asker:
         *,
         on_text: Callable[[str], None] = lambda _text: None,
         on_route: Callable[[tuple[Hop, ...]], None] = lambda _route: None,
+        journals: Journals | None = None,
     ) -> Answer:
         """Stream one answer; `on_text` gets each piece of text as it is certain.
 
         `prompt`: text as it is, or a conversation, to be told by the model's chat template.
+        `journals`: where to keep a journal of the answer for as long as it is not whole.
         """
-        self.failovers.clear()
-        self.tokens_given = 0
-        text = TextStream(self.owner.detokenize)
-        tokens: list[int] = []
-        pieces: list[str] = []
-        start_s = first_s = last_s = time.perf_counter()
-        longest_gap_s = 0.0
-        asked: str | list[int]
         if isinstance(prompt, str):
-            asked = prompt
+            words, tokens = prompt, self.owner.tokenize(prompt)
         else:
-            asked = await asyncio.to_thread(self.owner.chat, prompt)
-        async with aclosing(answer(asked, self.owner, self.node, sampling)) as stream:
+            words = prompt[-1].content
+            tokens = await asyncio.to_thread(self.owner.chat, prompt)
+        header = Header(
+            model=self.owner.model,
+            named=self.named,
+            words=" ".join(words.split())[:MAX_WORDS],
+            prompt=tuple(tokens),
+            sampling=sampling,
+            codec=self.node.codec,
+            is_chat=not isinstance(prompt, str),
+            bootstrap=self.remembered,
+            began_s=time.time(),
+        )
+        journal = journals.begin(header) if journals is not None else None
+        with journal or nullcontext():
+            return await self._tell(header, (), journal, on_text, on_route)
+
+    async def resume(
+        self,
+        journal: Journal,
+        *,
+        on_text: Callable[[str], None] = lambda _text: None,
+        on_route: Callable[[tuple[Hop, ...]], None] = lambda _route: None,
+    ) -> Answer:
+        """Tell an interrupted answer as far as it is known, and go on with the same tokens.
+
+        ModelError if the journal, which is to be open, is of another model.
+        """
+        if journal.header.model != self.owner.model:
+            raise ModelError(
+                f"{journal.name} was begun with model {journal.header.model}, and this is another",
+                hint="give the folder of that model, or its id, with --model",
+            )
+        return await self._tell(journal.header, journal.given, journal, on_text, on_route)
+
+    async def _tell(
+        self,
+        asked: Header,
+        given: Sequence[int],
+        journal: Journal | None,
+        on_text: Callable[[str], None],
+        on_route: Callable[[tuple[Hop, ...]], None],
+    ) -> Answer:
+        self.failovers.clear()
+        self.route = ()
+        tokens, times_s = [*given], [time.perf_counter()]
+        self.tokens_given = len(tokens)
+        text = TextStream(self.owner.detokenize)
+        pieces = ["".join(text.push(token) for token in given)]
+        on_text(pieces[-1])
+        coming = answer(asked.prompt, self.owner, self.node, asked.sampling, given=given)
+        async with aclosing(coming) as stream:
             async for token in stream:
-                now_s = time.perf_counter()
-                if tokens:
-                    longest_gap_s = max(longest_gap_s, now_s - last_s)
-                else:
-                    first_s = now_s
+                times_s.append(time.perf_counter())
+                if len(tokens) == len(given):
                     on_route(self.route)
-                last_s = now_s
                 tokens.append(token)
                 self.tokens_given = len(tokens)
+                if journal is not None:
+                    journal.add(token)
                 pieces.append(text.push(token))
                 on_text(pieces[-1])
         pieces.append(text.finish())
         on_text(pieces[-1])
-        rest_s = last_s - first_s
+        first_token_s, *gaps_s = [later - earlier for earlier, later in pairwise(times_s)] or [0.0]
         return Answer(
             text="".join(pieces),
             tokens=tuple(tokens),
+            resumed_tokens=len(given),
             route=self.route,
             codec=self.node.codec,
-            first_token_s=first_s - start_s,
-            seconds_per_token=rest_s / (len(tokens) - 1) if len(tokens) > 1 else 0.0,
-            longest_gap_s=longest_gap_s,
+            first_token_s=first_token_s,
+            seconds_per_token=sum(gaps_s) / len(gaps_s) if gaps_s else 0.0,
+            longest_gap_s=max(gaps_s, default=0.0),
             failovers=tuple(self.failovers),
         )
 
     def heard(self, event: Opened | Rerouted) -> None:
-        """Remember the route, and each repair of it."""
+        """Remember the route, and each change of it."""
         if isinstance(event, Opened):
             self.route = event.route
             return
-        failover = Failover(event.lost, event.reason, event.before, event.after, self.tokens_given)
+        failover = Failover(
+            lost=event.lost,
+            reason=event.reason,
+            before=event.before,
+            after=event.after,
+            after_tokens=self.tokens_given,
+            is_planned=event.is_planned,
+        )
         self.failovers.append(failover)
         self.on_failover(failover)
 
@@ -152,9 +214,10 @@ async def asking(
     `peers`: the file by which it finds old acquaintances again, if it is given no `bootstrap`.
     `frugal`: a low price counts for more than a quick answer, as long as workers have room.
     """
-    owner = None
+    owner, named = None, model
     if not is_model_id(model) and not is_line(model):
         path = find_or_download(model, progress)
+        named = str(path.resolve()) if path == Path(model) else model
         with progress("checking the model's files") as report:
             folder = open_folder(path, progress=report, cache=hash_cache())
         owner = await _load(folder, progress)
@@ -173,9 +236,10 @@ async def asking(
                 await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
         if owner is None:
             found = await _newest(node, parse_line(model)) if is_line(model) else ModelId(model)
+            named = str(found)
             owner = await _load(await _fetch(node, found, progress), progress)
             await node.find_workers(owner.model, owner.layers, timeout_s=FIND_TIMEOUT_S)
-        asker = Asker(node, owner, on_failover)
+        asker = Asker(node, owner, on_failover, named)
         yield asker
 
 

@@ -139,15 +139,21 @@ def read_journal(data: bytes) -> Written:
     return Written(header, tuple(tokens), False, end, checksum)
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who hears of it when the disk makes trouble, and when a journal is left to go on with."""
+
+    warn: Callable[[str], None]
+    kept: Callable[[Journal], None] = lambda _journal: None
+
+
 class Journal:
     """One answer's journal, open and locked. As a context it is kept unless all went well.
 
-    What the disk refuses ends the journal and not the answer; `warn` is told, once.
+    What the disk refuses ends the journal and not the answer; `watch.warn` is told, once.
     """
 
-    def __init__(
-        self, path: Path, descriptor: int, written: Written, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, path: Path, descriptor: int, written: Written, watch: Watch) -> None:
         self.name = path.stem
         self.header = written.header
         self.given = written.tokens
@@ -157,10 +163,8 @@ class Journal:
         self._path = path
         self._file = os.fdopen(descriptor, "r+b", buffering=0)
         self._checksum = written.checksum
-        self._warn = warn
+        self._watch = watch
         self._is_written = True
-        self.is_kept = False
-        """Whether it is left for somebody to go on with; known once the context has ended."""
 
     def add(self, token: int) -> None:
         """Note a token that is given out."""
@@ -176,7 +180,7 @@ class Journal:
                 raise OSError("no room for all of it")
         except OSError as error:
             self._is_written = False
-            self._warn(
+            self._watch.warn(
                 f"the journal can't be written any more ({error.strerror or error}): "
                 f"the answer goes on, and could be resumed from its first {self.tokens} tokens only"
             )
@@ -192,19 +196,20 @@ class Journal:
     ) -> None:
         if kind is None:
             self._write(write_token(_DONE, self._checksum)[0])
-        self.is_kept = kind is not None and self.tokens > 0
-        if not self.is_kept:
-            with using_disk(self._path):
-                self._path.unlink(missing_ok=True)
         self._file.close()
+        if kind is not None and self.tokens:
+            self._watch.kept(self)
+            return
+        with using_disk(self._path):
+            self._path.unlink(missing_ok=True)
 
 
 class Journals:
     """The journals of one folder, for its user alone. They hold prompts and answers as they are."""
 
-    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, folder: Path, watch: Watch) -> None:
         self._folder = folder
-        self._warn = warn
+        self._watch = watch
 
     def begin(self, header: Header) -> Journal | None:
         """A new journal; None, and a warning, if the disk refuses. Old ones are removed."""
@@ -216,13 +221,13 @@ class Journals:
             self._prune(header.began_s)
             descriptor = self._create(path, start)
         except OSError as error:
-            self._warn(
+            self._watch.warn(
                 f"no journal can be kept in {self._folder} ({error.strerror}): "
                 "if this answer is interrupted, it can't be resumed"
             )
             return None
         return Journal(path, descriptor, Written(header, (), False, len(start), checksum),
-                       self._warn)  # fmt: skip
+                       self._watch)  # fmt: skip
 
     def _create(self, path: Path, start: bytes) -> int:
         """The journal's file, seen by others only once it is locked and has its header."""
@@ -246,7 +251,7 @@ class Journals:
             try:
                 taken = self._take(path)
             except (ResourceError, UsageError) as error:
-                self._warn(str(error))
+                self._watch.warn(str(error))
                 continue
             if taken is None:
                 continue
@@ -272,7 +277,7 @@ class Journals:
         descriptor, written = taken
         os.ftruncate(descriptor, written.end)
         os.lseek(descriptor, written.end, os.SEEK_SET)
-        return Journal(path, descriptor, written, self._warn)
+        return Journal(path, descriptor, written, self._watch)
 
     def _take(self, path: Path) -> tuple[int, Written] | None:
         """Open, lock and read a file; None if another program has it open.

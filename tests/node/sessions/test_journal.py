@@ -23,6 +23,7 @@ from gennode.node.sessions.journal import (
     Header,
     Journal,
     Journals,
+    Watch,
     read_journal,
     write_header,
     write_token,
@@ -67,7 +68,7 @@ def told() -> Told:
 
 @pytest.fixture
 def journals(tmp_path: Path, told: Told) -> Journals:
-    return Journals(tmp_path / "state" / "sessions", told.append)
+    return Journals(tmp_path / "state" / "sessions", Watch(told.append))
 
 
 def begin(journals: Journals, **changes: object) -> Journal:
@@ -193,10 +194,16 @@ def test_tokens_go_on_behind_a_torn_one(journals: Journals) -> None:
     assert tokens_of(journals, path.stem) == (*TOKENS[:-1], 8)
 
 
+def test_who_is_interrupted_hears_under_which_name_it_is_kept(tmp_path: Path, told: Told) -> None:
+    watch = Watch(told.append, lambda journal: told.append(f"{journal.name} {journal.tokens}"))
+    journals = Journals(tmp_path, watch)
+    interrupt(begin(journals))
+    assert told == [f"{path_of(journals).stem} {len(TOKENS)}"]
+
+
 def test_a_whole_answer_leaves_nothing(journals: Journals) -> None:
     with begin(journals) as journal:
         journal.add(1)
-    assert not journal.is_kept
     assert list(journals._folder.iterdir()) == []
     interrupt(begin(journals), ())  # nor does one that ended before its first token
     assert list(journals._folder.iterdir()) == []
@@ -289,7 +296,7 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_fills_up_ends_the_journal_with_one_warning(
     tiny_disk: Path, told: Told
 ) -> None:
-    journals = Journals(tiny_disk, told.append)
+    journals = Journals(tiny_disk, Watch(told.append))
     journal = begin(journals)
     interrupt(journal, range(10_000), first=lambda: fill(tiny_disk))
     assert journal.tokens < 10_000
@@ -307,8 +314,8 @@ def test_a_program_that_is_killed_leaves_all_that_it_gave_out(
         "import os, signal, msgspec\n"
         "from pathlib import Path\n"
         "from tests.node.sessions.test_journal import HEADER, TOKENS\n"
-        "from gennode.node.sessions.journal import Journals\n"
-        f"journal = Journals(Path({str(journals._folder)!r}), print).begin(HEADER)\n"
+        "from gennode.node.sessions.journal import Journals, Watch\n"
+        f"journal = Journals(Path({str(journals._folder)!r}), Watch(print)).begin(HEADER)\n"
         "for token in TOKENS: journal.add(token)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
