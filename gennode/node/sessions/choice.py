@@ -12,6 +12,7 @@ from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
 from gennode.sharding.route.preferences import Mode, Preferences, choose_mode
 from gennode.sharding.route.route import Gap, Route, RouteBoard
+from gennode.wire.announcement import Announcement
 from gennode.wire.ids import Hop, ModelId, PeerId, Span
 
 BOARD_S = 1.0  # links change slowly: a board of announcements is good for so long
@@ -41,6 +42,8 @@ class RouteChoice:
         self._distances = distances
         self._frame_bytes: dict[ModelId, int] = {}
         self._boards: dict[ModelId, _Known] = {}
+        self._announced: dict[PeerId, Announcement] = {}
+        self._announced_version = -1
         self.frugal = False
         """Whether a low price counts for more than a quick answer, as long as there is room."""
         self._failures: dict[PeerId, tuple[float, float]] = {}
@@ -65,6 +68,25 @@ class RouteChoice:
         """A worker was lost in the middle of a session."""
         count, at_s = self._failures.get(peer, (0.0, now_s))
         self._failures[peer] = (_faded(count, now_s - at_s) + 1.0, now_s)
+
+    def announced(self, peer: PeerId, now_s: float) -> Announcement | None:
+        """What a peer says of itself, if that is known and still holds."""
+        self._read(now_s)
+        return self._announced.get(peer)
+
+    def others(self, model: ModelId, classes: frozenset[str], now_s: float) -> frozenset[PeerId]:
+        """Who hosts a model in none of these compute classes."""
+        self._read(now_s)
+        hostings = ((peer, one.hosting_of(model)) for peer, one in self._announced.items())
+        return frozenset(
+            peer for peer, held in hostings if held and held.compute_class not in classes
+        )
+
+    def _read(self, now_s: float) -> None:
+        live = self._directory.live(now_s)
+        if self._announced_version != self._directory.version:
+            self._announced_version = self._directory.version
+            self._announced = {one.peer: one for one in live}
 
     def route(
         self,

@@ -10,7 +10,9 @@ from gennode.mesh.directory.directory import Directory
 from gennode.mesh.distances.distances import Distances
 from gennode.node.actions import Action
 from gennode.node.sessions.choice import RouteChoice
-from gennode.node.sessions.session import SessionMachine, SessionTerms
+from gennode.node.sessions.course import SessionTerms
+from gennode.node.sessions.scouting import Routes, RouteScout
+from gennode.node.sessions.session import SessionMachine
 from gennode.sharding.route.route import Gap, Route
 from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName
@@ -34,11 +36,10 @@ class OwnerMachine:
     ) -> None:
         self._peer = peer
         self._rng = rng
-        self._absence = absence
         self._sessions: dict[SessionId, SessionMachine] = {}
         self._shunned: dict[PeerId, float] = {}
         self._choice = RouteChoice(peer, rng, directory, distances)
-        self._now_s = 0.0
+        self._routes = Routes(self._choice, absence)
 
     # -- routes -------------------------------------------------------------------------------
 
@@ -52,20 +53,8 @@ class OwnerMachine:
         *,
         is_new: bool = True,
     ) -> Route | Gap:
-        """The best chain over `span` of workers that have its layers loaded.
-
-        Only where nobody has them are workers asked to load more: who hosts what is the
-        plan's to decide, not the route's. And only then are those tried who seem to be gone.
-        """
-        absent = self._absence.absent(now_s)
-        for avoided in (avoid | absent, avoid) if absent - avoid else (avoid,):
-            for allow_cold in (False, True):
-                found = self._choice.route(
-                    model, span, entry, avoided, now_s, allow_cold=allow_cold, is_new=is_new
-                )
-                if isinstance(found, Route):
-                    return found
-        return found
+        """The best chain over `span`, as `Routes.find` says."""
+        return self._routes.find(model, span, entry, avoid, now_s, is_new=is_new)
 
     def be_frugal(self, frugal: bool) -> None:
         """Whether a low price counts for more than a quick answer, while there is room."""
@@ -88,8 +77,13 @@ class OwnerMachine:
         codec: CodecName,
         max_positions: int,
         now_s: float,
+        replicate: bool = False,
     ) -> tuple[SessionId, list[Action]]:
-        """Begin a session on the best route; NoRouteError if some layers have nobody."""
+        """Begin a session on the best route; NoRouteError if some layers have nobody.
+
+        `replicate`: keep a copy of every hop's cache on a stand-in where that can be. It costs
+        the workers their upload, and makes repairs of long sessions short.
+        """
         if len(self._sessions) >= MAX_OWN_SESSIONS:
             raise LocalError(f"{MAX_OWN_SESSIONS} sessions of ours are open already")
         shunned = frozenset(self._shunned)
@@ -101,15 +95,12 @@ class OwnerMachine:
         if isinstance(found, Gap):
             raise NoRouteError(found.reason, hint="start a worker that has them: gennode join")
         session = SessionId(self._rng.randbytes(16))
-        terms = SessionTerms(session, self._peer, model, layers, dim, codec, max_positions)
-
-        def find_hops(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-            is_new = not machine.has_begun
-            patch = self.route(model, span, entry, avoid, self._now_s, is_new=is_new)
-            return patch.reason if isinstance(patch, Gap) else patch.hops
-
-        self._now_s = now_s
-        machine = SessionMachine(terms, found.hops, find_hops)
+        terms = SessionTerms(
+            session, self._peer, model, layers, dim, codec, max_positions, replicate
+        )
+        self._routes.now_s = now_s
+        scout = RouteScout(self._routes, model, lambda: machine.has_begun)
+        machine = SessionMachine(terms, found.hops, scout)
         self._sessions[session] = machine
         self._choice.opened(machine.path)
         return session, machine.start(now_s)
@@ -130,6 +121,10 @@ class OwnerMachine:
         """The hops of a session, as they are now."""
         return self._sessions[session].path
 
+    def standins(self, session: SessionId) -> tuple[tuple[Hop, ...] | None, ...]:
+        """Who would take each of them over at once; None where nobody is known."""
+        return self._sessions[session].standins
+
     def close_session(self, session: SessionId) -> list[Action]:
         """End a session. Idempotent."""
         machine = self._sessions.pop(session, None)
@@ -142,7 +137,7 @@ class OwnerMachine:
 
     def heard(self, sender: PeerId, now_s: float) -> None:
         """A peer said something: it can be reached."""
-        self._now_s = now_s
+        self._routes.now_s = now_s
         self._shunned.pop(sender, None)
 
     def owns(self, session: SessionId) -> bool:
@@ -167,7 +162,7 @@ class OwnerMachine:
 
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
-        self._now_s = self._shunned[peer] = now_s
+        self._routes.now_s = self._shunned[peer] = now_s
         if any(hop.peer == peer for one in self._sessions.values() for hop in one.path):
             self._choice.failed(peer, now_s)
         machines = list(self._sessions.values())
@@ -175,13 +170,13 @@ class OwnerMachine:
 
     def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer refuses us, and may be back in a moment: go round it where that is possible."""
-        self._now_s = now_s
+        self._routes.now_s = now_s
         machines = list(self._sessions.values())
         return [action for one in machines for action in one.peer_in_trouble(peer, reason, now_s)]
 
     def tick(self, now_s: float) -> list[Action]:
         """Let time pass."""
-        self._now_s = now_s
+        self._routes.now_s = now_s
         self._shunned = {
             peer: since_s for peer, since_s in self._shunned.items() if now_s - since_s < SHUN_S
         }

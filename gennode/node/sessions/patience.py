@@ -13,48 +13,88 @@ ENOUGH_STEPS = 8  # measured, before a busy hop may be judged by them
 FIRST_PATIENCE_S = 2.0  # before anything was measured; it only starts questions, never ends them
 
 
+def limit_s(row_times_s: deque[float], rows: int) -> float:
+    """How long so many rows may take, by what single ones took."""
+    ordered = sorted(row_times_s)
+    p99_s = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return max(MIN_PATIENCE_S, P99_FACTOR * p99_s * max(1, rows))
+
+
+def busy_limit_s(limit_s: float) -> float:
+    """The same for a hop that says that it is computing."""
+    return max(MIN_BUSY_S, BUSY_FACTOR * limit_s)
+
+
 class Patience:
-    """Times of recent steps, and when the ones that are under way were sent."""
+    """Times of recent steps, and when the ones that are under way were sent.
+
+    The clock of the oldest starts anew whenever something shows that the route moves: an answer
+    to the one before it, or a part of a replay that was taken in.
+    """
 
     def __init__(self) -> None:
         self._sent: dict[int, tuple[float, int]] = {}  # step → (when, rows)
         self._row_times_s: deque[float] = deque(maxlen=WINDOW)
+        self._moved_s = float("-inf")
+        self._replayed_rows = 0  # in the largest frame that goes ahead of the oldest step
 
     def sent(self, number: int, rows: int, now_s: float) -> None:
         """A step went out."""
         self._sent[number] = (now_s, rows)
 
-    def answered(self, number: int, now_s: float) -> None:
-        """A step came back."""
+    def answered(self, number: int, now_s: float) -> float | None:
+        """A step came back: how long it took."""
+        self._moved_s, self._replayed_rows = now_s, 0
         sent = self._sent.pop(number, None)
-        if sent is not None:
-            self._row_times_s.append((now_s - sent[0]) / max(1, sent[1]))
+        if sent is None:
+            return None
+        since_s, rows = sent
+        self._row_times_s.append((now_s - since_s) / max(1, rows))
+        return now_s - since_s
 
-    def restart(self) -> None:
-        """Forget what was under way: it will be sent again."""
+    def moved(self, now_s: float) -> None:
+        """A frame of a replay has arrived where it was to go."""
+        self._moved_s = now_s
+
+    def restart(self, replayed_rows: int) -> None:
+        """Forget what was under way: it will be sent again, behind a replay of such frames."""
         self._sent.clear()
+        self._replayed_rows = replayed_rows
+
+    @property
+    def since_s(self) -> float:
+        """When the oldest step was sent, or the route last moved; never if none is under way."""
+        if not self._sent:
+            return float("inf")
+        return max(next(iter(self._sent.values()))[0], self._moved_s)
+
+    @property
+    def rows(self) -> int:
+        """What is to be computed until the route moves again."""
+        oldest = next(iter(self._sent.values()))[1] if self._sent else 0
+        return max(oldest, self._replayed_rows)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether enough steps were timed to judge a busy hop by them."""
+        return len(self._row_times_s) >= ENOUGH_STEPS
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the awaited step is behind a replay."""
+        return self._replayed_rows > 0
 
     def late_s(self, now_s: float) -> float:
         """How long the oldest step has been under way; 0 if none is."""
-        return now_s - next(iter(self._sent.values()))[0] if self._sent else 0.0
+        return max(0.0, now_s - self.since_s)
 
     def is_out(self, now_s: float) -> bool:
         """Whether the oldest step has taken longer than it reasonably may."""
-        if not self._sent:
-            return False
-        since_s, rows = next(iter(self._sent.values()))
-        return now_s - since_s > self._limit_s(rows)
+        return self.late_s(now_s) > self._limit_s()
 
     def is_hopeless(self, now_s: float) -> bool:
         """Whether even a hop that is computing has had all the time that it can need."""
-        if not self._sent or len(self._row_times_s) < ENOUGH_STEPS:
-            return False
-        since_s, rows = next(iter(self._sent.values()))
-        return now_s - since_s > max(MIN_BUSY_S, BUSY_FACTOR * self._limit_s(rows))
+        return self.is_measured and self.late_s(now_s) > busy_limit_s(self._limit_s())
 
-    def _limit_s(self, rows: int) -> float:
-        if not self._row_times_s:
-            return FIRST_PATIENCE_S
-        ordered = sorted(self._row_times_s)
-        p99_s = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-        return max(MIN_PATIENCE_S, P99_FACTOR * p99_s * max(1, rows))
+    def _limit_s(self) -> float:
+        return limit_s(self._row_times_s, self.rows) if self._row_times_s else FIRST_PATIENCE_S

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.messages import MAX_ROUTE_HOPS
@@ -17,14 +17,25 @@ def mend(
     lost: frozenset[PeerId],
     avoid: frozenset[PeerId],
     find_hops: FindHops,
+    standins: Mapping[Hop, tuple[Hop, ...]],
 ) -> tuple[Hop, ...] | str:
     """The path with the hops of lost peers replaced: only those if that can be, else all.
 
-    Returns in words why there is none if some layers have nobody. A lost peer that need not
-    be avoided any longer may come back, if `find_hops` still knows it.
+    `standins`: who is ready to take a hop's place, and is taken first. Returns in words why
+    there is none if some layers have nobody. A lost peer that need not be avoided any longer may
+    come back, if `find_hops` still knows it.
     """
     whole = Span(0, path[-1].span.end)
-    return _patch(path, owner, lost | avoid, avoid, find_hops) or find_hops(whole, owner, avoid)
+    stood_in: list[Hop] = []
+    for hop in path:
+        takers = standins.get(hop, ()) if hop.peer in lost else ()
+        is_free = all(taker.peer not in lost | avoid for taker in takers)
+        stood_in += takers if takers and is_free else (hop,)
+    return (
+        _patch(tuple(stood_in), owner, lost | avoid, avoid, find_hops)
+        or _patch(path, owner, lost | avoid, avoid, find_hops)
+        or find_hops(whole, owner, avoid)
+    )
 
 
 def _patch(

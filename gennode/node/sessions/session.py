@@ -2,10 +2,14 @@
 
     OPENING ──accepts──▶ JOINING ──accepts──▶ READY ──a hop dies, stalls, refuses──▶ OPENING
         └──nobody has the layers──▶ SEEKING ──too long──▶ OVER
+    READY ──a stand-in is fed: the hop that leaves, or is slow, is let go──▶ JOINING
 
-A repair raises the attempt, opens the new hops first and tells the survivors second (the one
-above the first new hop replays the frames that it retained), then sends the unanswered steps
+A repair raises the attempt, opens the new hops first and tells the survivors second (the lowest
+one above the new hops that still has its frames replays them), then sends the unanswered steps
 again. Answers of older attempts are ignored, so no step is ever answered twice.
+
+A planned change feeds the new hops first, under an attempt of their own, while the old one goes
+on (`handover.py`); what then is left to do is to tell the survivors.
 """
 
 from __future__ import annotations
@@ -15,57 +19,32 @@ from enum import Enum
 
 from gennode.errors import LocalError, NoRouteError, RemoteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
-from gennode.node.sessions.patience import Patience
-from gennode.node.sessions.repair import FindHops, mend
-from gennode.node.sessions.watch import Watch
+from gennode.node.sessions.course import Course, SessionTerms
+from gennode.node.sessions.handover import FromHop, Handovers
+from gennode.node.sessions.joining import Joining
+from gennode.node.sessions.repair import mend
+from gennode.node.sessions.scout import Scout
+from gennode.node.sessions.standins import StandIns
+from gennode.node.sessions.vigil import Vigil
 from gennode.wire.activations import codec
-from gennode.wire.fields import CodecName
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
+from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import (
     Accept,
-    Close,
     Credit,
     Failed,
     Fed,
     Leaving,
-    Open,
     Ping,
     Pong,
+    Refuse,
     Step,
     ToOwner,
 )
 
-PING_INTERVAL_S = 0.25  # while something is awaited
-KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a minute
-WORK_LIMIT_S = 120.0  # the longest that one step, or loading layers, may take
 SEEK_INTERVAL_S = 0.5
 SEEK_LIMIT_S = 15.0  # how long to wait for somebody to cover the missing layers
 REPAIR_LIMIT_S = 4 * SEEK_LIMIT_S  # the same over all of a repair, if routes are found and break
 AVOID_S = 5.0  # a peer that failed may be tried again after this, if nobody else is there
-
-
-@dataclass(frozen=True)
-class SessionTerms:
-    """What all hops of a session agree on."""
-
-    session: SessionId
-    owner: PeerId
-    model: ModelId
-    layers: int
-    dim: int
-    codec: CodecName
-    max_positions: int
-
-
-@dataclass(frozen=True)
-class OwnerStep:
-    """One pass down the route, as the owner sends it."""
-
-    number: int
-    position: int
-    rows: int
-    reply_rows: int
-    payload: bytes
 
 
 class _State(Enum):
@@ -84,31 +63,38 @@ class _Repair:
     since_s: float
     lost: list[PeerId]
     reason: str
+    is_planned: bool = False
 
 
 class SessionMachine:
     """One session as its owner sees it. Sans-IO: every call returns what to do."""
 
-    def __init__(self, terms: SessionTerms, path: tuple[Hop, ...], find_hops: FindHops) -> None:
+    def __init__(self, terms: SessionTerms, path: tuple[Hop, ...], scout: Scout) -> None:
         self.terms = terms
-        self.path = path
-        self._find_hops = find_hops
+        self._course = Course(terms, path)
+        self._scout = scout
         self._state = _State.OPENING
         self._since_s = 0.0
         self._seeking_s: float | None = None  # since when nobody covers some layers
-        self._attempt = 0
-        self._steps: list[OwnerStep] = []  # in position order: any hop can be rebuilt from them
-        self._next_number = 0
-        self._answered = 0  # steps below this number are answered
-        self._new = set(range(len(path)))  # indices of hops that lack the session's context
-        self._waiting: set[int] = set()  # indices whose accept is awaited
+        self._joining = Joining(self._course)
         self._avoid: dict[PeerId, float] = {}  # since when
-        self._from_tokens = False  # rebuild from our own steps, not from a survivor's frames
         self._opened = False
         self._repair: _Repair | None = None
         self._lost: NoRouteError | None = None  # why it is over, unless it was closed
-        self._patience = Patience()
-        self._watch = Watch(path)
+        self._flow = self._course.flow(path[0].peer, 0)
+        self._vigil = Vigil(path)
+        self._standins = StandIns(self._course, scout)
+        self._handovers = Handovers(self._course, scout, self._standins)
+
+    @property
+    def path(self) -> tuple[Hop, ...]:
+        """The hops, as they are now."""
+        return self._course.path
+
+    @property
+    def standins(self) -> tuple[tuple[Hop, ...] | None, ...]:
+        """Who would take each hop's place; None where nobody is known."""
+        return tuple(self._standins.of(hop) or None for hop in self.path)
 
     @property
     def has_begun(self) -> bool:
@@ -131,23 +117,20 @@ class SessionMachine:
         """
         if self._state is _State.OVER:
             raise self._lost or LocalError("a step is sent in a session that is closed")
-        while self._steps and self._steps[-1].position >= position:
-            if self._steps.pop().number >= self._answered:
-                raise LocalError("a step that is under way can't be replaced")
-        step = OwnerStep(self._next_number, position, rows, reply_rows, payload)
-        self._next_number += 1
-        self._steps.append(step)
-        if self._state is not _State.READY:
-            return step.number, []
-        self._patience.sent(step.number, step.rows, now_s)
-        return step.number, [self._send(step, rebuild=False)]
+        goes_back = position < self._course.steps.positions
+        step = self._course.steps.add(position, rows, reply_rows, payload)
+        actions = self._go_back(position) if goes_back else []
+        if self._state is _State.READY:
+            self._vigil.sent(step.number, step.rows, now_s)
+            actions += self._flow.send(step, rebuild=False)
+        return step.number, actions
 
     def close(self) -> list[Action]:
-        """Tell every hop that the session is over."""
+        """Tell everybody who takes part that the session is over."""
         if self._state is _State.OVER:
             return []
         self._state = _State.OVER
-        return self._goodbye(self.path)
+        return self._goodbye_to_all()
 
     # -- what comes in ------------------------------------------------------------------------
 
@@ -163,81 +146,85 @@ class SessionMachine:
             return []
         if isinstance(message, Pong):
             return self._heard(sender, message, now_s)
-        if isinstance(message, Credit | Fed | Leaving) or message.attempt != self._attempt:
-            return []  # late
         if isinstance(message, Step):
-            return self._result(sender, message, payload, now_s)
+            is_late = message.attempt != self._course.attempt
+            return [] if is_late else self._result(sender, message, payload, now_s)
+        if message.attempt == self._course.attempt:
+            return self._told(sender, message, now_s)
+        feeding = self._handovers.under(message.attempt)
+        if feeding is None:
+            return []  # late
+        return self._handovers.receive(feeding, sender, message, now_s)
+
+    def _told(self, sender: PeerId, message: FromHop, now_s: float) -> list[Action]:
+        """React to what was said under the attempt that runs."""
+        if isinstance(message, Credit):
+            if sender != self._flow.peer:
+                raise RemoteError("a credit comes from a peer that was sent nothing")
+            return [*self._flow.credit(message.taken_bytes)]
         if message.index >= len(self.path):
             raise RemoteError("a reply names a hop that the route does not have")
-        if isinstance(message, Failed):
-            return self._failed(sender, message, now_s)
-        if self.path[message.index].peer != sender:
+        hop = self.path[message.index]
+        if hop.peer != sender and not isinstance(message, Failed):
             raise RemoteError("a reply names a hop that is not its sender")
-        if isinstance(message, Accept):
-            return self._accepted(message.index, now_s)
-        if message.index in self._new or self._from_tokens:
-            return self._mend({sender}, f"refused: {message.reason}", now_s)
-        self._from_tokens = True  # a survivor that no longer has the frames
-        return self._mend(set(), message.reason, now_s)
+        match message:
+            case Accept():
+                return self._accepted(message.index, message.positions, now_s)
+            case Refuse():
+                return self._refused(message.index, message.reason, now_s)
+            case Failed():
+                return self._failed(sender, message, now_s)
+            case Fed():
+                self._fed(message, now_s)
+            case Leaving():
+                self._handovers.is_leaving(hop, message.positions, message.cache_bytes)
+        return []
 
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer can't be reached any more."""
-        if self._state is _State.OVER or all(hop.peer != peer for hop in self.path):
+        if self._state is _State.OVER:
             return []
-        return self._mend({peer}, reason, now_s)
+        self._standins.spurn(peer, now_s)
+        actions = self._handovers.lost(peer, now_s)
+        if peer in self._course.peers:
+            actions += self._mend({peer}, reason, now_s)
+        return actions
 
     def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer may be dead: replace it if others have what it holds, else wait and see."""
-        lost, avoid = frozenset({peer}), frozenset({peer, *self._avoid})
-        found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
-        return [] if isinstance(found, str) else self.peer_down(peer, reason, now_s)
+        if self._state is _State.OVER or peer not in self._course.peers:
+            return []
+        found = self._find(frozenset({peer}), frozenset({peer, *self._avoid}))
+        return [] if isinstance(found, str) else self._mend({peer}, reason, now_s)
 
     def tick(self, now_s: float) -> list[Action]:
-        """Let time pass: ping, lose patience, look for a route again."""
+        """Let time pass: ping, lose patience, look for a route again, prepare for the worst."""
         if self._state is _State.OVER:
             return []
         if self._state is _State.SEEKING:
             return self._seek(now_s) if now_s - self._since_s >= SEEK_INTERVAL_S else []
-        if self._state is _State.READY:
-            late_s = self._patience.late_s(now_s)
-            if late_s < PING_INTERVAL_S:
-                return self._ping(now_s, KEEPALIVE_S)
-            awaited = {hop.peer for hop in self.path}
-            silent = self._watch.silent(now_s) if self._patience.is_out(now_s) else set()
+        is_ready = self._state is _State.READY
+        if is_ready:
+            fault = self._vigil.fault(now_s)
         else:
-            late_s = now_s - self._since_s
-            awaited = {self.path[index].peer for index in self._waiting}
-            silent = self._watch.silent(now_s, awaited)
-        if silent:
-            return self._mend(silent, "did not answer a ping", now_s)
-        if late_s > WORK_LIMIT_S:
-            return self._mend(awaited, f"took more than {WORK_LIMIT_S:.0f} s", now_s)
-        return self._ping(now_s, PING_INTERVAL_S)
+            awaited = {self.path[index].peer for index in self._joining.awaited}
+            fault = self._vigil.silence(awaited, now_s - self._since_s, now_s)
+        if fault:
+            return self._mend(*fault, now_s)
+        actions = self._ping(self._vigil.pings(now_s, is_opening=not is_ready))
+        return actions + self._prepare(now_s) if is_ready else actions
 
     # -- steps and answers --------------------------------------------------------------------
 
-    def _send(self, step: OwnerStep, *, rebuild: bool) -> Send:
-        message = Step(
-            session=self.terms.session,
-            attempt=self._attempt,
-            number=step.number,
-            layer=0,
-            position=step.position,
-            rows=step.rows,
-            reply_rows=step.reply_rows,
-            codec=self.terms.codec,
-            rebuild=rebuild,
-        )
-        return Send(self.path[0].peer, message, step.payload)
-
     def _result(self, sender: PeerId, message: Step, payload: bytes, now_s: float) -> list[Action]:
+        steps = self._course.steps
         if sender != self.path[-1].peer or message.layer != self.terms.layers or message.rebuild:
             raise RemoteError("a result came from a peer that is not the last hop")
-        if self._state is not _State.READY or message.number < self._answered:
+        if self._state is not _State.READY or message.number < steps.answered:
             return []
-        if message.number != self._answered or message.number >= self._next_number:
+        step = steps.awaited()
+        if step is None or message.number != step.number:
             raise RemoteError("a result came for a step that is not the next one awaited")
-        step = self._steps[message.number - self._next_number]  # the unanswered are the tail
         wire, dim, rows = codec(self.terms.codec), self.terms.dim, message.rows
         if rows != step.reply_rows or not wire.fits(len(payload), rows, dim):
             raise RemoteError("a result has not the rows that were asked for")
@@ -245,10 +232,14 @@ class SessionMachine:
             states = wire.decode(payload, dim, rows)
         except RemoteError as error:
             return self._mend({sender}, str(error), now_s)
-        self._answered += 1
-        self._patience.answered(message.number, now_s)
-        self._watch.moved()
-        return [Arrived(self.terms.session, message.number, states)]
+        steps.answer(step)
+        self._vigil.answered(step.number, step.rows, now_s)
+        return [Arrived(self.terms.session, step.number, states), *self._switch(now_s)]
+
+    def _go_back(self, position: int) -> list[Action]:
+        """Steps were forgotten: what stand-ins hold of them is out of date."""
+        self._joining.lower(position)
+        return self._handovers.lower(position)
 
     def _failed(self, sender: PeerId, message: Failed, now_s: float) -> list[Action]:
         near = self.path[max(0, message.index - 1) : message.index + 2]
@@ -256,21 +247,52 @@ class SessionMachine:
             raise RemoteError("a failure names a hop that is no neighbour of its sender")
         return self._mend({self.path[message.index].peer}, message.reason, now_s)
 
-    def _ping(self, now_s: float, interval_s: float) -> list[Action]:
-        ping = Ping(self.terms.session, self._attempt)
-        return [Send(peer, ping) for peer in self._watch.due(now_s, interval_s)]
+    def _fed(self, message: Fed, now_s: float) -> None:
+        """A part of a replay has arrived: a long one is no hang."""
+        if self._joining.fed(message):
+            self._vigil.moved(now_s)
+
+    def _ping(self, peers: tuple[PeerId, ...]) -> list[Action]:
+        ping = Ping(self.terms.session, self._course.attempt)
+        return [Send(peer, ping) for peer in peers]
 
     def _heard(self, sender: PeerId, message: Pong, now_s: float) -> list[Action]:
-        self._watch.heard(sender)
-        current = self._state is _State.READY and message.nonce == self._attempt
-        if not current or not self._patience.is_out(now_s):
+        awaited = self._course.steps.answered
+        is_current = self._state is _State.READY and message.nonce == self._course.attempt
+        fault = self._vigil.heard(sender, message, awaited, now_s, is_current=is_current)
+        return self._mend(*fault, now_s) if fault else []
+
+    # -- preparing for the worst --------------------------------------------------------------
+
+    def _prepare(self, now_s: float) -> list[Action]:
+        """Have stand-ins ready, see who is slow, carry on with planned changes."""
+        slow = self._vigil.slow(now_s)
+        if slow is not None:
+            self._handovers.is_slow(slow)
+        actions = self._standins.tick(self._avoid, now_s) + self._handovers.tick(self._avoid, now_s)
+        return actions + self._switch(now_s)
+
+    def _switch(self, now_s: float) -> list[Action]:
+        """Change over to a stand-in that is fed, if there is one and the moment is right."""
+        feeding = self._handovers.due(now_s)
+        if feeding is None:
             return []
-        stuck = self._watch.stuck(sender, message, self._answered)
-        if stuck is not None:
-            return self._mend({stuck}, "idle while a step waits for it", now_s)
-        if self._patience.is_hopeless(now_s):
-            return self._mend({self._watch.behind()}, "computes without an end", now_s)
-        return []
+        course, peer = self._course, feeding.hop.peer
+        reason = self._handovers.reason(feeding.hop)
+        self._repair = _Repair(self.path, now_s, [peer], reason, is_planned=True)
+        self._avoid[peer] = now_s
+        is_as_fed = feeding.is_current and course.steps.is_idle
+        self._handovers.taken()
+        self._joining.hold(dict.fromkeys(feeding.takers, feeding.fed))
+        actions = self._take(feeding.path)
+        if not is_as_fed or feeding.attempt < course.attempt:
+            # What was fed may bear the numbers of steps that are still to be sent.
+            course.attempt = course.next_attempt()
+            return [*actions, *self._open_new(now_s)]
+        course.attempt = feeding.attempt
+        self._begin_attempt()
+        self._flow = feeding.flow or self._flow
+        return [*actions, *self._open_survivors(now_s)]
 
     # -- opening and repairing ----------------------------------------------------------------
 
@@ -281,17 +303,17 @@ class SessionMachine:
         """Leave `dead` out from now on and find hops for what they held."""
         if self._repair is None:
             self._repair = _Repair(self.path, now_s, [], reason)
+        self._repair.is_planned = self._repair.is_planned and not dead
         self._repair.lost += sorted(dead - set(self._repair.lost))
         self._avoid.update(dict.fromkeys(dead, now_s))
-        self._new |= {index for index, hop in enumerate(self.path) if hop.peer in dead}
+        self._joining.new |= {at for at, hop in enumerate(self.path) if hop.peer in dead}
         return self._seek(now_s)
 
     def _seek(self, now_s: float) -> list[Action]:
         if self._state is _State.SEEKING:  # nobody else: those that failed may be back
             self._avoid = {p: at_s for p, at_s in self._avoid.items() if now_s - at_s < AVOID_S}
         lost = frozenset(self._repair.lost if self._repair else ())
-        avoid = frozenset(self._avoid)
-        found = mend(self.path, self.terms.owner, lost, avoid, self._find_hops)
+        found = self._find(lost, frozenset(self._avoid))
         if isinstance(found, str):
             if self._seeking_s is None:
                 self._seeking_s = now_s
@@ -299,84 +321,73 @@ class SessionMachine:
                 self._enter(_State.OVER, now_s)
                 hint = "start a worker that hosts these layers: gennode join --layers I:J"
                 self._lost = NoRouteError(found, hint=hint)
-                return [*self._goodbye(self.path), Lost(self.terms.session, self._lost)]
+                return [*self._goodbye_to_all(), Lost(self.terms.session, self._lost)]
             self._enter(_State.SEEKING, now_s)
             return []
-        kept = {hop for index, hop in enumerate(self.path) if index not in self._new}
-        left = [hop for hop in self.path if all(hop.peer != other.peer for other in found)]
-        self.path = found
-        self._new = {index for index, hop in enumerate(found) if hop not in kept}
-        self._attempt += 1
-        return [*self._goodbye(left), *self._open_new(now_s)]
+        self._joining.hold(self._handovers.held())
+        self._course.attempt = self._course.next_attempt()
+        return [*self._take(found), *self._open_new(now_s)]
+
+    def _find(self, lost: frozenset[PeerId], avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
+        standins = self._standins.usable(lost | avoid)
+        return mend(self.path, self.terms.owner, lost, avoid, self._scout.find_hops, standins)
 
     def _is_hopeless(self, now_s: float) -> bool:
         if self._repair is None or now_s - self._repair.since_s > REPAIR_LIMIT_S:
             return True
         return self._seeking_s is not None and now_s - self._seeking_s > SEEK_LIMIT_S
 
-    def _goodbye(self, hops: tuple[Hop, ...] | list[Hop]) -> list[Action]:
-        close = Close(self.terms.session)
-        return [Send(peer, close) for peer in dict.fromkeys(hop.peer for hop in hops)]
+    def _take(self, path: tuple[Hop, ...]) -> list[Action]:
+        """Go along another path from now on, and say goodbye to who is not on it."""
+        left = self._course.peers - {hop.peer for hop in path}
+        self._joining.take(path)
+        self._standins.follow()
+        return [*self._course.goodbye(sorted(left)), *self._handovers.follow()]
+
+    def _goodbye_to_all(self) -> list[Action]:
+        everybody = [hop.peer for hop in self.path] + sorted(self._handovers.peers())
+        return [*self._course.goodbye(everybody)]
+
+    def _begin_attempt(self) -> None:
+        self._vigil.follow(self.path)
+        self._flow = self._course.flow(self.path[0].peer, self._course.attempt)
+        self._joining.begin(carries_on=self._opened)
 
     def _open_new(self, now_s: float) -> list[Action]:
-        self._watch = Watch(self.path)
+        self._begin_attempt()
         self._enter(_State.OPENING, now_s)
-        self._waiting = set(self._new)
-        if not self._waiting:
-            return self._open_survivors(now_s)
-        return [self._open(index, 0) for index in sorted(self._new)]
+        opens = self._joining.open_new()
+        return opens or self._open_survivors(now_s)
 
     def _open_survivors(self, now_s: float) -> list[Action]:
         self._enter(_State.JOINING, now_s)
-        survivors = [index for index in range(len(self.path)) if index not in self._new]
-        self._waiting = set(survivors)
-        if not survivors:
-            return self._resume(now_s)
-        source = min(self._new) - 1 if self._new and not self._from_tokens else -1
-        positions = self._answered_positions()
-        return [self._open(index, positions if index == source else 0) for index in survivors]
+        opens = self._joining.open_survivors()
+        return opens or self._resume(now_s)
 
-    def _open(self, index: int, replay_positions: int) -> Send:
-        message = Open(
-            session=self.terms.session,
-            attempt=self._attempt,
-            model=self.terms.model,
-            path=self.path,
-            index=index,
-            codec=self.terms.codec,
-            max_positions=self.terms.max_positions,
-            replay_positions=replay_positions,
-            rebuild_until=max(self._new, default=-1) if self._opened else -1,
-        )
-        return Send(self.path[index].peer, message)
-
-    def _accepted(self, index: int, now_s: float) -> list[Action]:
-        if index not in self._waiting:
+    def _accepted(self, index: int, positions: int, now_s: float) -> list[Action]:
+        if index not in self._joining.awaited:
             return []
-        self._waiting.remove(index)
-        if self._waiting:
+        if not self._joining.accepted(index, positions):
+            return self._mend(set(), "has lost what it had cached", now_s)
+        if not self._joining.is_done:
             return []
         self._seeking_s = None  # somebody took the layers on
         return self._open_survivors(now_s) if self._state is _State.OPENING else self._resume(now_s)
 
-    def _answered_positions(self) -> int:
-        ends = [step.position + step.rows for step in self._steps if step.number < self._answered]
-        return max(ends, default=0)
+    def _refused(self, index: int, reason: str, now_s: float) -> list[Action]:
+        if self._joining.excuses(index):
+            return self._mend(set(), reason, now_s)
+        return self._mend({self.path[index].peer}, f"refused: {reason}", now_s)
 
     def _resume(self, now_s: float) -> list[Action]:
         """All hops know the path: rebuild from our steps if need be, send the unanswered."""
         self._enter(_State.READY, now_s)
-        from_tokens = self._from_tokens or 0 in self._new
-        actions = self._tell()
-        self._from_tokens, self._new = False, set()
-        self._patience.restart()
-        for step in self._steps:
-            if step.number >= self._answered:
-                self._patience.sent(step.number, step.rows, now_s)
-                actions.append(self._send(step, rebuild=False))
-            elif from_tokens:
-                actions.append(self._send(step, rebuild=True))
-        return actions
+        replayed_rows, sends = self._joining.finish(self._flow)
+        self._vigil.restart(replayed_rows)
+        for step in self._course.steps.unanswered():
+            self._vigil.sent(step.number, step.rows, now_s)
+            sends += self._flow.send(step, rebuild=False)
+        return [*self._tell(), *sends]
 
     def _tell(self) -> list[Action]:
         repair, self._repair = self._repair, None
@@ -385,5 +396,5 @@ class SessionMachine:
             return [Opened(self.terms.session, self.path)]
         if repair is None:
             return []
-        lost = tuple(repair.lost)
-        return [Rerouted(self.terms.session, repair.before, self.path, lost, repair.reason)]
+        before, lost, why = repair.before, tuple(repair.lost), repair.reason
+        return [Rerouted(self.terms.session, before, self.path, lost, why, repair.is_planned)]

@@ -19,7 +19,7 @@ class Watch:
         self._peers = tuple(dict.fromkeys(hop.peer for hop in path))
         self._pinged_s: dict[PeerId, float] = {}  # the oldest ping that is not answered
         self._last_ping_s = float("-inf")
-        self._passed: set[int] = set()
+        self._passed_s: dict[int, float] = {}  # hops that passed the awaited step on: seen when
         self._idle: dict[int, int] = {}
 
     def due(self, now_s: float, interval_s: float) -> tuple[PeerId, ...]:
@@ -31,40 +31,57 @@ class Watch:
             self._pinged_s.setdefault(peer, now_s)
         return self._peers
 
-    def heard(self, peer: PeerId) -> None:
-        """A pong came."""
-        self._pinged_s.pop(peer, None)
+    def heard(self, peer: PeerId, now_s: float) -> float | None:
+        """A pong came: how long its ping was under way, if there was one."""
+        pinged_s = self._pinged_s.pop(peer, None)
+        return None if pinged_s is None else now_s - pinged_s
 
     def silent(self, now_s: float, among: Iterable[PeerId] | None = None) -> set[PeerId]:
         """Peers that have left a ping unanswered for too long."""
         late = {peer for peer, at_s in self._pinged_s.items() if now_s - at_s > PONG_LIMIT_S}
         return late if among is None else late & set(among)
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether every ping was."""
+        return not self._pinged_s
+
     def moved(self) -> None:
-        """A step was answered: nothing is stuck."""
-        self._passed.clear()
+        """A step was answered, or a replay goes on: nothing is stuck."""
+        self._passed_s.clear()
         self._idle.clear()
 
-    def behind(self) -> PeerId:
-        """The first hop that has not passed on the awaited step, busy or not."""
-        missing = (index for index in range(len(self._path)) if index not in self._passed)
-        return self._path[next(missing, len(self._path) - 1)].peer
+    def behind(self) -> int:
+        """The place of the first hop that has not passed on the awaited step, busy or not."""
+        places = range(len(self._path))
+        return next((at for at in places if at not in self._passed_s), len(self._path) - 1)
 
-    def stuck(self, peer: PeerId, pong: Pong, awaited: int) -> PeerId | None:
-        """The first hop that sits idle although the hop before it has passed on `awaited`."""
-        progress = {one.layer: (one.passed, one.is_busy) for one in pong.progress}
+    def reached_s(self, index: int, sent_s: float) -> float | None:
+        """When the awaited step must have reached a hop: the hop above passed it on by then.
+
+        None as long as nobody knows that it did. `sent_s`: when the owner sent it.
+        """
+        return self._passed_s.get(index - 1) if index else sent_s
+
+    def seen(self, peer: PeerId, pong: Pong, awaited: int, now_s: float, *, is_late: bool) -> None:
+        """Learn from a pong how far a peer's hops are. `is_late`: being idle counts by now."""
+        progress = {one.layer: one for one in pong.progress}
         for index, hop in enumerate(self._path):
             if hop.peer != peer:
                 continue
-            passed, busy = progress.get(hop.span.start, (-1, False))
-            if passed >= awaited:
-                self._passed.add(index)
-            if passed >= awaited or busy:
+            told = progress.get(hop.span.start)
+            has_passed = told is not None and told.passed >= awaited
+            if has_passed:
+                self._passed_s.setdefault(index, now_s)
+            if has_passed or (told is not None and told.is_busy):
                 self._idle.pop(index, None)
-            else:
+            elif is_late:
                 self._idle[index] = self._idle.get(index, 0) + 1
+
+    def stuck(self) -> PeerId | None:
+        """The first hop that sits idle although the hop before it has passed on the step."""
         for index in sorted(self._idle):
-            reached = index == 0 or index - 1 in self._passed
-            if reached and self._idle[index] >= IDLE_PONGS:
+            has_reached = index == 0 or index - 1 in self._passed_s
+            if has_reached and self._idle[index] >= IDLE_PONGS:
                 return self._path[index].peer
         return None

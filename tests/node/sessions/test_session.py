@@ -8,17 +8,17 @@ import pytest
 
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import LocalError, NoRouteError, RemoteError
-from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted, Send
+from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted
 from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S
-from gennode.node.sessions.session import SEEK_LIMIT_S, WORK_LIMIT_S, SessionMachine, SessionTerms
+from gennode.node.sessions.repair import FindHops
+from gennode.node.sessions.session import SEEK_LIMIT_S, SessionMachine
+from gennode.node.sessions.vigil import WORK_LIMIT_S
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Progress, Refuse, Step
 from tests.node.conftest import (
     FIRST,
     LAYERS,
-    MODEL,
-    OWNER,
     PATH,
     SECOND,
     SESSION,
@@ -26,43 +26,13 @@ from tests.node.conftest import (
     THIRD,
     frame,
 )
-
-TERMS = SessionTerms(SESSION, OWNER, MODEL, LAYERS, TOY_DIM, "raw", 64)
-
-
-def _spare(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-    return f"layers {span} have no live worker" if SPARE in avoid else (Hop(SPARE, span),)
+from tests.node.sessions.scouts import accept_all, nobody, sent, session, spare
 
 
-def _nobody(span: Span, _entry: PeerId, _avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-    return f"layers {span} have no live worker"
-
-
-def _sent(actions: list[Action], kind: type) -> list[tuple[PeerId, msgspec.Struct]]:
-    return [
-        (a.peer, a.message) for a in actions if isinstance(a, Send) and isinstance(a.message, kind)
-    ]
-
-
-def _accept_all(machine: SessionMachine, actions: list[Action], now_s: float) -> list[Action]:
-    """Let every hop that is asked accept, until nothing is asked any more."""
-    told: list[Action] = []
-    while opens := _sent(actions, Open):
-        told += [action for action in actions if not isinstance(action, Send)]
-        actions = [
-            further
-            for peer, message in opens
-            if isinstance(message, Open)
-            for further in machine.receive(
-                peer, Accept(SESSION, message.attempt, message.index), b"", now_s
-            )
-        ]
-    return [*told, *actions]
-
-
-def _ready(find_hops=_spare) -> SessionMachine:  # type: ignore[no-untyped-def]
-    machine = SessionMachine(TERMS, PATH, find_hops)
-    assert _accept_all(machine, machine.start(0.0), 0.0) == [Opened(SESSION, PATH)]
+def _ready(find: FindHops = spare) -> SessionMachine:
+    machine = session(find)
+    opened = accept_all(machine, machine.start(0.0), 0.0)
+    assert opened == [Opened(SESSION, PATH)]
     return machine
 
 
@@ -79,7 +49,7 @@ def _answer(machine: SessionMachine, steps: int) -> None:
 def test_a_step_goes_down_and_its_states_come_back() -> None:
     machine = _ready()
     number, actions = machine.submit(0, 3, 1, frame(3), 0.0)
-    [(peer, message)] = _sent(actions, Step)
+    [(peer, message)] = sent(actions, Step)
     assert isinstance(message, Step)
     assert (number, peer, message.layer, message.rows) == (0, FIRST, 0, 3)
     [arrived] = machine.receive(THIRD, _result(0), frame(value=7), 0.1)
@@ -88,10 +58,10 @@ def test_a_step_goes_down_and_its_states_come_back() -> None:
 
 
 def test_steps_wait_for_the_route() -> None:
-    machine = SessionMachine(TERMS, PATH, _spare)
+    machine = session()
     actions = machine.start(0.0)
     assert machine.submit(0, 1, 1, frame(), 0.0) == (0, [])
-    assert [peer for peer, _ in _sent(_accept_all(machine, actions, 0.0), Step)] == [FIRST]
+    assert [peer for peer, _ in sent(accept_all(machine, actions, 0.0), Step)] == [FIRST]
 
 
 def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
@@ -100,18 +70,18 @@ def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
     machine.submit(3, 1, 1, frame(value=3), 0.2)
     opening = machine.peer_down(SECOND, "gone", 0.3)
     path = (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2])
-    assert _sent(opening, Close) == [(SECOND, Close(SESSION))]
-    [(peer, first)] = _sent(opening, Open)
+    assert sent(opening, Close) == [(SECOND, Close(SESSION))]
+    [(peer, first)] = sent(opening, Open)
     assert isinstance(first, Open)
     assert (peer, first.attempt, first.path, first.replay_positions) == (SPARE, 1, path, 0)
     assert machine.has_begun
     assert first.rebuild_until == first.index  # reserved seats are for such as this one
     joining = machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
-    asked = {p: m.replay_positions for p, m in _sent(joining, Open) if isinstance(m, Open)}
+    asked = {p: m.replay_positions for p, m in sent(joining, Open) if isinstance(m, Open)}
     assert asked == {FIRST: 3, THIRD: 0}
-    told = _accept_all(machine, joining, 0.4)
+    told = accept_all(machine, joining, 0.4)
     assert told[0] == Rerouted(SESSION, PATH, path, (SECOND,), "gone")
-    [(peer, again)] = _sent(told, Step)
+    [(peer, again)] = sent(told, Step)
     assert isinstance(again, Step)
     assert (peer, again.number, again.attempt, again.rebuild) == (FIRST, 3, 1, False)
 
@@ -123,9 +93,9 @@ def test_a_peer_in_trouble_is_replaced_where_others_have_what_it_holds() -> None
     assert machine.path[1].peer == SPARE
 
 
-def test_a_peer_in_trouble_is_waited_for_where_nobody_else_is() -> None:
-    machine = SessionMachine(TERMS, PATH, lambda *_where: "nobody else")
-    _accept_all(machine, machine.start(0.0), 0.0)
+def test_a_peer_in_trouble_is_waited_for_wherenobody_else_is() -> None:
+    machine = session(nobody)
+    accept_all(machine, machine.start(0.0), 0.0)
     assert machine.peer_in_trouble(SECOND, "refuses", 0.3) == []
     assert machine.path == PATH
 
@@ -134,8 +104,8 @@ def test_a_dead_first_hop_is_rebuilt_from_tokens() -> None:
     machine = _ready()
     _answer(machine, 2)
     machine.submit(2, 1, 1, frame(), 0.2)
-    told = _accept_all(machine, machine.peer_down(FIRST, "gone", 0.3), 0.4)
-    steps = [(m.number, m.rebuild) for _, m in _sent(told, Step) if isinstance(m, Step)]
+    told = accept_all(machine, machine.peer_down(FIRST, "gone", 0.3), 0.4)
+    steps = [(m.number, m.rebuild) for _, m in sent(told, Step) if isinstance(m, Step)]
     assert steps == [(0, True), (1, True), (2, False)]
 
 
@@ -145,8 +115,8 @@ def test_a_survivor_without_frames_means_a_rebuild_from_tokens() -> None:
     machine.peer_down(SECOND, "gone", 0.3)
     machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
     refusal = Refuse(SESSION, 1, 0, "the frames for a replay are no longer retained")
-    told = _accept_all(machine, machine.receive(FIRST, refusal, b"", 0.4), 0.5)
-    steps = [(m.number, m.rebuild) for _, m in _sent(told, Step) if isinstance(m, Step)]
+    told = accept_all(machine, machine.receive(FIRST, refusal, b"", 0.4), 0.5)
+    steps = [(m.number, m.rebuild) for _, m in sent(told, Step) if isinstance(m, Step)]
     assert steps == [(0, True), (1, True)]
 
 
@@ -154,27 +124,27 @@ def test_several_hops_may_die_at_once() -> None:
     machine = _ready()
     _answer(machine, 1)
     machine.peer_down(SECOND, "gone", 0.3)
-    told = _accept_all(machine, machine.peer_down(THIRD, "gone", 0.3), 0.4)
+    told = accept_all(machine, machine.peer_down(THIRD, "gone", 0.3), 0.4)
     [event] = [action for action in told if isinstance(action, Rerouted)]
     assert event.lost == (SECOND, THIRD)
     assert event.after == (PATH[0], Hop(SPARE, Span(2, 4)), Hop(SPARE, Span(4, 6)))
 
 
 def test_a_refusal_at_the_start_is_routed_around() -> None:
-    machine = SessionMachine(TERMS, PATH, _spare)
+    machine = session()
     machine.start(0.0)
     actions = machine.receive(SECOND, Refuse(SESSION, 0, 1, "full"), b"", 0.1)
     assert not machine.has_begun
-    again = {m.rebuild_until for _, m in _sent(actions, Open) if isinstance(m, Open)}
+    again = {m.rebuild_until for _, m in sent(actions, Open) if isinstance(m, Open)}
     assert again == {-1}  # nothing to carry on: it gets no reserved seat
-    told = _accept_all(machine, actions, 0.2)
+    told = accept_all(machine, actions, 0.2)
     assert told == [Opened(SESSION, (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2]))]
 
 
 def test_late_answers_of_an_older_attempt_are_ignored() -> None:
     machine = _ready()
     machine.submit(0, 1, 1, frame(), 0.0)
-    _accept_all(machine, machine.peer_down(SECOND, "gone", 0.1), 0.2)
+    accept_all(machine, machine.peer_down(SECOND, "gone", 0.1), 0.2)
     assert machine.receive(THIRD, _result(0, attempt=0), frame(), 0.3) == []
     assert len(machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3)) == 1
     assert machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3) == []  # once only
@@ -205,7 +175,7 @@ def test_a_result_that_is_not_finite_costs_the_last_hop_its_place() -> None:
     machine = _ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     bad = np.full((1, TOY_DIM), np.nan, np.float32).tobytes()
-    told = _accept_all(machine, machine.receive(THIRD, _result(0), bad, 0.1), 0.2)
+    told = accept_all(machine, machine.receive(THIRD, _result(0), bad, 0.1), 0.2)
     assert any(isinstance(action, Rerouted) and action.lost == (THIRD,) for action in told)
 
 
@@ -213,7 +183,7 @@ def test_a_failure_replaces_the_hop_that_is_blamed() -> None:
     machine = _ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     actions = machine.receive(FIRST, Failed(SESSION, 0, 1, 0, "can't be reached"), b"", 0.1)
-    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
 
 
 def _watch(
@@ -224,11 +194,11 @@ def _watch(
     while now_s < until_s:
         now_s += 0.05
         actions = machine.tick(now_s)
-        for peer, ping in _sent(actions, Ping):
+        for peer, ping in sent(actions, Ping):
             if peer in pongs and isinstance(ping, Ping):
                 pong = Pong(SESSION, ping.nonce, (Progress(first_layer[peer], *pongs[peer]),))
                 actions = [*actions, *machine.receive(peer, pong, b"", now_s)]
-        if _sent(actions, Open):
+        if sent(actions, Open):
             return now_s, actions
     return now_s, []
 
@@ -238,7 +208,7 @@ def test_a_frozen_hop_is_replaced_within_seconds() -> None:
     _answer(machine, 3)
     machine.submit(3, 1, 1, frame(), 0.0)
     at_s, actions = _watch(machine, 10.0, {FIRST: (3, False), THIRD: (2, False)})
-    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
     assert PONG_LIMIT_S < at_s < 3.0
 
 
@@ -254,7 +224,7 @@ def test_a_hop_that_is_idle_although_the_step_reached_it_is_replaced() -> None:
     machine.submit(0, 1, 1, frame(), 0.0)
     stuck = {FIRST: (0, False), SECOND: (-1, False), THIRD: (-1, False)}
     at_s, actions = _watch(machine, 30.0, stuck)
-    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
     assert at_s < 2.0 + (IDLE_PONGS + 1) * 0.3
 
 
@@ -265,7 +235,7 @@ def test_a_hop_that_computes_far_longer_than_ever_before_is_replaced() -> None:
     last = ENOUGH_STEPS - 1
     wedged = {FIRST: (ENOUGH_STEPS, False), SECOND: (last, True), THIRD: (last, False)}
     at_s, actions = _watch(machine, 30.0, wedged)
-    assert [peer for peer, _ in _sent(actions, Open)] == [SPARE]
+    assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
     assert MIN_BUSY_S < at_s < MIN_BUSY_S + 1
 
 
@@ -278,8 +248,8 @@ def test_no_work_may_take_for_ever() -> None:
     assert at_s > WORK_LIMIT_S
 
 
-def test_layers_that_nobody_has_are_waited_for_then_given_up() -> None:
-    machine = _ready(_nobody)
+def test_layers_thatnobody_has_are_waited_for_then_given_up() -> None:
+    machine = _ready(nobody)
     assert machine.peer_down(SECOND, "gone", 0.0) == []
     now_s, actions = 0.0, list[Action]()
     while not actions:
@@ -297,13 +267,13 @@ def test_layers_that_come_back_in_time_end_the_wait() -> None:
     back: list[bool] = []
 
     def later(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
-        return _spare(span, entry, avoid) if back else _nobody(span, entry, avoid)
+        return spare(span, entry, avoid) if back else nobody(span, entry, avoid)
 
     machine = _ready(later)
     _answer(machine, 2)
     assert machine.peer_down(SECOND, "gone", 1.0) == []
     back.append(True)
-    told = _accept_all(machine, machine.tick(2.0), 2.0)
+    told = accept_all(machine, machine.tick(2.0), 2.0)
     assert any(isinstance(action, Rerouted) for action in told)
 
 
@@ -321,17 +291,17 @@ def test_a_peer_that_failed_and_came_back_counts_as_new() -> None:
     while not actions:
         now_s += 0.5
         actions = machine.tick(now_s)
-    [(peer, message)] = _sent(actions, Open)
+    [(peer, message)] = sent(actions, Open)
     assert peer == SECOND
     joining = machine.receive(SECOND, Accept(SESSION, 1, 1), b"", now_s)
-    asked = {p: m.replay_positions for p, m in _sent(joining, Open) if isinstance(m, Open)}
+    asked = {p: m.replay_positions for p, m in sent(joining, Open) if isinstance(m, Open)}
     assert asked == {FIRST: 2, THIRD: 0}
     assert isinstance(message, Open)
 
 
 def test_closing_tells_every_hop_once() -> None:
     machine = _ready()
-    assert [peer for peer, _ in _sent(machine.close(), Close)] == [FIRST, SECOND, THIRD]
+    assert [peer for peer, _ in sent(machine.close(), Close)] == [FIRST, SECOND, THIRD]
     assert machine.close() == []
     assert machine.tick(100.0) == []
 
