@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gennode.cli.output import JSON_OPTION, note, print_json, progress
-from gennode.errors import LocalError, UsageError
+from gennode.errors import UsageError
 
 if TYPE_CHECKING:
     from gennode.node.crowd.simulation import Outcome, Scenario
+    from gennode.node.stories.telling import Tally
 
 
 @click.group(
@@ -21,21 +22,38 @@ if TYPE_CHECKING:
     invoke_without_command=True,
     short_help="Replay stories of failing swarms, or a large swarm under load.",
 )
-@click.option("--seeds", type=click.IntRange(1, 1_000_000), default=200, show_default=True,
-              help="How many stories, from seed 0 on.")  # fmt: skip
+@click.option("--seeds", type=click.IntRange(1, 1_000_000), default=500, show_default=True,
+              help="How many stories.")  # fmt: skip
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True,
+              help="The first story's seed.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), help="Replay this one and tell what happened.")
+@click.option("--jobs", type=click.IntRange(1, 1024),
+              help="Processes.  [default: one per processor]")  # fmt: skip
 @JSON_OPTION
 @click.pass_context
-def command(context: click.Context, *, seeds: int, seed: int | None, as_json: bool) -> None:
-    """Run swarms in virtual time while workers crash, freeze and lose power.
+def command(
+    context: click.Context,
+    *,
+    seeds: int,
+    first: int,
+    seed: int | None,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Run swarms in virtual time while all that can go wrong does.
 
-    Each story asks several prompts and compares the tokens with those of one machine that
-    never fails. The first seed that does not hold is printed; --seed replays it.
+    Workers crash, lose power, hang, slow down, leave and come back with nothing; networks
+    split, both ways or one; clocks drift and jump; engines run out of memory. Each story asks
+    several prompts and compares every token with that of one machine that never fails. The first
+    seed that does not hold ends the run; --seed replays it, event by event.
 
     `gennode simulate swarm` runs hundreds of peers under load instead.
     """
     if context.invoked_subcommand is None:
-        _tell_stories(range(seeds) if seed is None else [seed], as_json, one=seed is not None)
+        if seed is None:
+            _tell_stories(range(first, first + seeds), jobs, as_json)
+        else:
+            _replay(seed, as_json)
     elif seed is not None or as_json:
         raise UsageError(
             f"--seed and --json belong behind {context.invoked_subcommand}",
@@ -43,47 +61,51 @@ def command(context: click.Context, *, seeds: int, seed: int | None, as_json: bo
         )
 
 
-def _tell_stories(chosen: range | list[int], as_json: bool, *, one: bool) -> None:
-    from gennode.node.stories.story import tell
+def _tell_stories(seeds: range, jobs: int | None, as_json: bool) -> None:
+    from gennode.node.stories.telling import Tally, cores, tell_all
 
-    right = refused = failovers = events = 0
-    virtual_s, start_s = 0.0, time.process_time()
+    tally, start_s = Tally(), time.monotonic()
     with progress("telling stories", unit="stories") as report:
-        for count, number in enumerate(chosen, start=1):
-            story = tell(number)
-            if one and not as_json:
-                _show(story.faults, story.refused)
-            if not story.holds:
-                raise LocalError(
-                    f"seed {number}: {story.wrong} answers went wrong, {story.right} are right",
-                    hint=f"gennode simulate --seed {number}",
-                )
-            right += story.right
-            refused += len(story.refused)
-            failovers += story.failovers
-            events += story.events
-            virtual_s += story.virtual_s
-            report(count, len(chosen))
-    spent_s = time.process_time() - start_s
-    told = {
-        "stories": len(chosen),
-        "right": right,
-        "refused": refused,
-        "wrong": 0,
-        "failovers": failovers,
-        "events": events,
-        "life_speed": round(virtual_s / spent_s, 1),
-    }
+        for told in tell_all(seeds, jobs or cores()):
+            tally.add(told)
+            report(tally.stories, len(seeds))
+    speed = tally.virtual_s / (time.monotonic() - start_s)
     if as_json:
-        print_json(told)
+        print_json(_story_figures(tally, speed))
         return
-    print(f"{len(chosen)} stories: {right} answers right, 0 wrong, {refused} refused for want of")
-    print(f"workers, {failovers} failovers; {events} events, {told['life_speed']} × life speed")
+    print(f"{tally.stories} stories, {sum(tally.faults.values())} faults: {tally.right} answers")
+    print(
+        f"identical, 0 wrong, {tally.refused} ended in a clear error, {tally.failovers} failovers;"
+    )
+    print(f"{tally.events:,} events, {speed:,.0f} × life, {tally.speed_per_core:,.0f} × per core;")
+    print(f"trace {tally.digest[:16]}")
 
 
-def _show(faults: tuple[str, ...], refused: tuple[str, ...]) -> None:
-    for line in (*faults, *(f"refused: {reason}" for reason in refused)):
-        note(f"  {line}")
+def _replay(seed: int, as_json: bool) -> None:
+    from gennode.node.stories.telling import Tally, tell_all
+
+    [told] = tell_all([seed], 1)
+    story, tally = told.story, Tally()
+    if not as_json:
+        for line in story.told:
+            print(line)
+    tally.add(told)
+    if as_json:
+        print_json(_story_figures(tally, tally.speed_per_core) | {"told": story.told})
+        return
+    print(f"{story.right} of {story.prompts} answers identical, {story.failovers} failovers;")
+    print(f"{story.events:,} events in {story.virtual_s:.0f} s; trace {story.digest[:16]}")
+
+
+def _story_figures(tally: Tally, speed: float) -> dict[str, Any]:
+    names = ("stories", "prompts", "right", "refused", "failovers", "events", "virtual_s",
+             "longest_wait_s", "faults", "paths", "digest")  # fmt: skip
+    return {
+        **{name: getattr(tally, name) for name in names},
+        "wrong": 0,
+        "life_speed": round(speed, 1),
+        "life_speed_per_core": round(tally.speed_per_core, 1),
+    }
 
 
 @command.command(name="swarm", short_help="Run hundreds of peers under load and churn.")

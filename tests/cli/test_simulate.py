@@ -9,20 +9,31 @@ from tests.cli.conftest import Command
 
 def test_a_seed_tells_the_same_story_again(gennode: Command) -> None:
     first, second = (json.loads(gennode("simulate", "--seed", "7", "--json").out) for _ in "ab")
-    assert first.pop("life_speed") > 1
-    assert second.pop("life_speed") > 1
+    for told in (first, second):
+        assert told.pop("life_speed") > 1
+        assert told.pop("life_speed_per_core") > 1
     assert first == second
     assert first["stories"] == 1
     assert first["wrong"] == 0
+    assert first["told"]
 
 
-def test_faults_of_a_replayed_story_are_told(gennode: Command) -> None:
-    for seed in range(20):
-        ended = gennode("simulate", "--seed", str(seed))
-        assert ended.code == 0
-        if " of worker " in ended.err:
-            return
-    raise AssertionError("twenty stories without a fault")
+def test_a_replayed_story_is_told_for_people(gennode: Command) -> None:
+    ended = gennode("simulate", "--seed", "7")
+    assert ended.code == 0
+    figures = json.loads(gennode("simulate", "--seed", "7", "--json").out)
+    assert ended.out.splitlines()[: len(figures["told"])] == figures["told"]
+    assert f"{figures['right']} of {figures['prompts']} answers identical" in ended.out
+
+
+def test_several_seeds_are_told_from_a_first_one(gennode: Command) -> None:
+    chosen = ("simulate", "--first", "20", "--seeds", "3", "--jobs", "1")
+    figures = json.loads(gennode(*chosen, "--json").out)
+    assert figures["stories"] == 3
+    assert figures["right"] + figures["refused"] == figures["prompts"]
+    told = gennode(*chosen).out
+    assert told.startswith("3 stories, ")
+    assert figures["digest"][:16] in told
 
 
 SWARM = ("simulate", "swarm", "--peers", "10", "--minutes", "1", "--model", "8b")

@@ -1,30 +1,51 @@
-"""One seeded story: a swarm, an owner who asks, faults in the middle, and what must still hold."""
+"""One seeded story: a swarm, owners who ask, faults in the middle, and what must still hold."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gennode.engine.sample import Sampling
-from gennode.engine.seam import ShardEngine
-from gennode.engine.toy import ToyOwner, ToyShard, toy_manifest
-from gennode.errors import GennodeError, LocalError
-from gennode.node.alone import Alone
+from gennode.engine.toy import ToyOwner
+from gennode.errors import GennodeError, LocalError, RemoteError
+from gennode.node.hops.hop import IDLE_S
 from gennode.node.prompt import answer
-from gennode.node.stories.swarm import SimulatedSwarm
-from gennode.node.worker import Worker
-from gennode.wire.ids import PeerId, Span
-from gennode.wire.manifest import Manifest
+from gennode.node.stories.cast import DRIFT, LAYERS, MANIFEST, THIRDS, Cast, MakeEngine
+from gennode.node.stories.chance import FlakyShard, draw
+from gennode.node.stories.faults import Fault, plan
+from gennode.node.stories.network import Weather
+from gennode.node.stories.owner import NOTHING, Promise
+from gennode.node.stories.paths import Paths
+from gennode.node.stories.swarm import SimulatedPeer, SimulatedSwarm
+from gennode.node.stories.truth import undisturbed, whole_truth
+from gennode.wire.ids import PeerId
 
-LAYERS = 6
-WORKERS = 6
-PROMPTS = 2
-LENGTHS = (8, 24, 24, 120)  # tokens
-STEP_S = 0.1  # about what a token takes, so that faults fall into the answer
-STORY_LIMIT_S = 300.0
-FAULTS = ("crash", "blackout", "freeze")
+__all__ = ["Story", "tell", "undisturbed"]
+
+VOLUNTEERS = Weather(
+    delay_s=(0.0, 0.02),
+    distance_s=(0.01, 0.1),
+    step_time_s=(0.01, 0.06),
+    load_time_s=2.0,
+    tick_s=0.125,
+)
+"""Strangers' machines, 20 to 240 ms apart there and back."""
+REPLICAS = (2, 2, 3)
+OWNERS = (1, 2, 2)
+PROMPTS = (1, 2, 3)  # of each owner, one after the other
+THINKS_S = (1.0, 60.0)  # between two of them: people read answers
+IDLE_TICKS_S = (1.0, 3.0, 6.0)  # a worker has little to do of itself: a beat every ten seconds
+WORDS = ("Sort these numbers. ", "What is the time? ", "Count the letters. ", "Say it again. ")
+REPEATS = (1, 3, 12, 20)  # up to 400 tokens: a few chunks
+LENGTHS = (8, 24, 60, 160)  # tokens
+SAMPLINGS = (Sampling(), Sampling(1.0, seed=1), Sampling(1.0, seed=2), Sampling(0.8, 0.9, seed=3))
+SPREAD_S = 6.0  # for the directory to spread before anything happens
+FLAKY_S = 60.0  # machines fail now and then for so long at least
+STUCK_S = 150.0  # a step may take two minutes before it is given up
+LOOK_S = 5.0
+STORY_LIMIT_S = 3_600.0
+FORGOTTEN_S = IDLE_S / (1 - DRIFT) + 10.0  # after the last word, until no hop holds anything
 
 
 @dataclass(frozen=True)
@@ -32,107 +53,232 @@ class Story:
     """What came of one seed."""
 
     seed: int
+    prompts: int
     right: int
     refused: tuple[str, ...]
+    """The errors that prompts ended in."""
     wrong: int
+    """Tokens: the first one ends the story."""
+    broken: str
+    """What did not hold, or nothing."""
     failovers: int
     events: int
     virtual_s: float
+    longest_wait_s: float
+    """Between two tokens, faults that went on meanwhile left out."""
     faults: tuple[str, ...]
+    paths: tuple[tuple[str, int], ...]
+    told: tuple[str, ...]
+    """What happened, line by line."""
+    digest: str
+    """Of all events: two runs of a seed have the same."""
 
     @property
     def holds(self) -> bool:
-        """Every prompt ended, and none in a token that it would not have had without faults."""
-        return self.wrong == 0 and self.right + len(self.refused) == PROMPTS
+        """Every prompt ended right or in one clear error, and nothing else was broken."""
+        return not self.broken and self.right + len(self.refused) == self.prompts
 
 
-def tell(seed: int, make_engine: Callable[[Manifest], ShardEngine] = ToyShard) -> Story:
+def tell(seed: int, make_engine: MakeEngine | None = None) -> Story:
     """Run the story of one seed. A pure function of it and of the engine that workers have."""
-    rng = random.Random(seed)
-    swarm = SimulatedSwarm(rng.getrandbits(64))
-    manifest = toy_manifest(LAYERS)
-    workers = [swarm.add(_worker(rng, index, make_engine(manifest))) for index in range(WORKERS)]
-    owner_peer = swarm.add()
-    owner = ToyOwner(manifest)
-    max_tokens = rng.choice(LENGTHS)
-    prompts = [f"story {seed}, prompt {index}" for index in range(PROMPTS)]
-    samplings = [
-        Sampling(temperature=rng.choice([0.0, 1.0]), seed=seed, max_tokens=max_tokens)
-        for _ in prompts
-    ]
-    answers: list[list[int]] = [[] for _ in prompts]
-    ends: list[str | None] = [None for _ in prompts]
-
-    async def ask(index: int) -> None:
-        handle = swarm.owner(owner_peer)
-        try:
-            async for token in answer(prompts[index], owner, handle, samplings[index]):
-                answers[index].append(token)
-        except GennodeError as error:
-            ends[index] = str(error)
-            return
-        ends[index] = ""
-
-    swarm.run(3.0)  # the directory spreads
-    for index in range(PROMPTS):
-        swarm.spawn(ask(index))
-    faults = _plan_faults(rng, swarm, workers, STEP_S * max_tokens)
-    swarm.run(STORY_LIMIT_S, done=lambda: all(end is not None for end in ends))
-    truths = [undisturbed(manifest, *asked) for asked in zip(prompts, samplings, strict=True)]
-    right = sum(
-        end == "" and given == truth
-        for end, given, truth in zip(ends, answers, truths, strict=True)
-    )
-    wrong = sum(given != truth[: len(given)] for given, truth in zip(answers, truths, strict=True))
-    return Story(
-        seed=seed,
-        right=right,
-        refused=tuple(end for end in ends if end),
-        wrong=wrong,
-        failovers=len(swarm.peers[owner_peer].events),
-        events=swarm.events,
-        virtual_s=swarm.now_s,
-        faults=faults,
-    )
-
-
-def _worker(rng: random.Random, index: int, engine: ShardEngine) -> Worker:
-    third = LAYERS // 3
-    start = index % 3 * third
-    engine.load(Span(start, start + third))
-    return Worker(engine, LAYERS, capacity_layers=rng.choice([third, LAYERS]))
-
-
-def _plan_faults(
-    rng: random.Random, swarm: SimulatedSwarm, workers: list[PeerId], within_s: float
-) -> tuple[str, ...]:
-    """Hurt up to half of the workers, at any moment of the prompts."""
-    told = []
-    for victim in rng.sample(workers, rng.randint(0, WORKERS // 2)):
-        fault, at_s = rng.choice(FAULTS), rng.uniform(0.0, within_s)
-        if fault == "freeze":
-            duration_s = rng.uniform(0.2, 6.0)
-            swarm.after(at_s, partial(swarm.freeze, victim, duration_s))
-        else:
-            hurt = swarm.crash if fault == "crash" else swarm.blackout
-            swarm.after(at_s, partial(hurt, victim))
-        told.append(f"{fault} of worker {workers.index(victim) + 1} at {at_s:.2f} s")
-    return tuple(told)
-
-
-def undisturbed(manifest: Manifest, prompt: str, sampling: Sampling) -> list[int]:
-    """The answer of one machine that holds all layers of a toy and never fails."""
-    engine, whole = ToyShard(manifest), Span(0, manifest.shape.layers)
-    owner = ToyOwner(manifest)
-    engine.load(whole)
-    tokens: list[int] = []
-
-    async def ask() -> None:
-        async for token in answer(prompt, owner, Alone(engine, [whole]), sampling):
-            tokens.append(token)
-
+    stage = _Stage(seed, make_engine)
+    broken = ""
     try:
-        ask().send(None)
-    except StopIteration:
-        return tokens
-    raise LocalError("an answer without a mesh waited for something")
+        stage.play()
+    except LocalError as error:  # what the checks found, or our machines themselves
+        broken = str(error)
+        stage.swarm.trace.tell(stage.swarm.now_s, f"broken: {broken}")
+    except BaseException as error:
+        error.add_note(f"gennode simulate --seed {seed}")
+        raise
+    return stage.story(broken)
+
+
+@dataclass
+class _Prompt:
+    """One question, and what has come of it."""
+
+    name: str
+    text: str
+    sampling: Sampling
+    tokens: int = 0
+    moved_s: float = 0.0
+    is_open: bool = False
+    error: str | None = None
+
+
+class _Stage:
+    """The swarm of a story, what happens to it, and what must hold."""
+
+    def __init__(self, seed: int, make_engine: MakeEngine | None) -> None:
+        self.seed = seed
+        self.rng = rng = random.Random(seed)
+        chances = draw(rng)
+        self.swarm = SimulatedSwarm(
+            rng.getrandbits(64),
+            replace(VOLUNTEERS, stray_chance=chances.strays, idle_tick_s=rng.choice(IDLE_TICKS_S)),
+        )
+        self.paths = Paths()
+        self.swarm.sees, self.swarm.watch = self.paths.sent, self._check
+        make = make_engine or (
+            lambda manifest: FlakyShard(manifest, chances, self.swarm.rng, self._is_healed)
+        )
+        self.cast = Cast(self.swarm, rng, chances.limits, make)
+        for span in THIRDS:
+            for _ in range(rng.choice(REPLICAS)):
+                self.cast.add_worker(span)
+        for _ in range(rng.choice(OWNERS)):
+            self.cast.add_owner()
+        self.counts = [rng.choice(PROMPTS) for _ in self.cast.owners]
+        self.faults = plan(rng, self.cast, sum(self.counts))
+        self.healed_s = SPREAD_S + FLAKY_S
+        self.prompts: list[_Prompt] = []
+        self.asking = 0
+        self.longest_wait_s = 0.0
+        self.wrong = 0
+
+    # -- what happens -------------------------------------------------------------------------
+
+    def play(self) -> None:
+        """All of it: prompts and faults, until everything has ended and is forgotten."""
+        swarm = self.swarm
+        swarm.run(SPREAD_S)
+        for owner, count in zip(self.cast.owners, self.counts, strict=True):
+            self.asking += 1
+            swarm.spawn(self._ask_all(owner, count))
+        swarm.after(LOOK_S, self._look)
+        swarm.run(STORY_LIMIT_S, done=lambda: not self.asking)
+        if self.asking:
+            raise LocalError(f"prompts still ran after {STORY_LIMIT_S:.0f} s")
+        self._wait_until_forgotten()
+
+    def _strike(self, fault: Fault) -> None:
+        self.swarm.trace.tell(self.swarm.now_s, fault.told)
+        self.healed_s = max(self.healed_s, self.swarm.now_s + fault.lasts_s)
+        fault.strike()
+
+    async def _ask_all(self, owner: PeerId, count: int) -> None:
+        for number in range(count):
+            await self._pause(self.rng.uniform(*THINKS_S) if number else self.rng.random())
+            text = self.rng.choice(WORDS) * self.rng.choice(REPEATS)
+            sampling = replace(self.rng.choice(SAMPLINGS), max_tokens=self.rng.choice(LENGTHS))
+            name = f"{self.cast.name(owner)}, prompt {number + 1}"
+            prompt = _Prompt(name, text, sampling)
+            for fault in self.faults:
+                if fault.prompt == len(self.prompts):
+                    self.swarm.after(fault.at_s, partial(self._strike, fault))
+            self.prompts.append(prompt)
+            await self._ask(owner, prompt)
+        self.asking -= 1
+
+    async def _ask(self, owner: PeerId, prompt: _Prompt) -> None:
+        trace, swarm = self.swarm.trace, self.swarm
+        longest = replace(prompt.sampling, max_tokens=max(LENGTHS))
+        truth = whole_truth(LAYERS, prompt.text, longest)[: prompt.sampling.max_tokens]
+        prompt.moved_s, prompt.is_open = swarm.now_s, True
+        trace.tell(swarm.now_s, f"{prompt.name} asks for {len(truth)} tokens")
+        try:
+            async for token in answer(
+                prompt.text, ToyOwner(MANIFEST), swarm.owner(owner), prompt.sampling
+            ):
+                self._hand_out(prompt, token, truth)
+        except (LocalError, RemoteError) as error:
+            raise LocalError(f"{prompt.name} ended in a fault of ours: {error}") from error
+        except GennodeError as error:
+            self._end(prompt, error)
+        else:
+            if prompt.tokens < len(truth):
+                raise LocalError(f"{prompt.name} ended {len(truth) - prompt.tokens} tokens early")
+            trace.tell(swarm.now_s, f"{prompt.name} is answered")
+        self._moved(prompt)
+        prompt.is_open = False
+
+    async def _pause(self, duration_s: float) -> None:
+        promise = Promise()
+        self.swarm.after(duration_s, lambda: promise.resolve(NOTHING))
+        await promise
+
+    def _is_healed(self) -> bool:
+        return self.swarm.now_s > self.healed_s
+
+    # -- what must hold -----------------------------------------------------------------------
+
+    def _hand_out(self, prompt: _Prompt, token: int, truth: tuple[int, ...]) -> None:
+        self._moved(prompt)
+        if prompt.tokens >= len(truth) or token != truth[prompt.tokens]:
+            self.wrong += 1
+            raise LocalError(f"{prompt.name}: token {prompt.tokens + 1} is wrong")
+        prompt.tokens += 1
+
+    def _end(self, prompt: _Prompt, error: GennodeError) -> None:
+        if not str(error):
+            raise LocalError(f"{prompt.name} ended in an error without a word") from error
+        prompt.error = f"{type(error).__name__}: {error}"
+        told = f"{prompt.name} ends after {prompt.tokens} tokens: {error}"
+        self.swarm.trace.tell(self.swarm.now_s, told)
+
+    def _moved(self, prompt: _Prompt) -> None:
+        self._check_wait(prompt)
+        prompt.moved_s = self.swarm.now_s
+
+    def _look(self) -> None:
+        for prompt in self.prompts:
+            if prompt.is_open:
+                self._check_wait(prompt)
+        self.swarm.after(LOOK_S, self._look)
+
+    def _check_wait(self, prompt: _Prompt) -> None:
+        """Whatever happened, the next token comes soon after the last fault has healed."""
+        wait_s = self.swarm.now_s - max(prompt.moved_s, self.healed_s)
+        self.longest_wait_s = max(self.longest_wait_s, wait_s)
+        if wait_s > STUCK_S:
+            raise LocalError(f"{prompt.name} is stuck after {prompt.tokens} tokens")
+
+    def _check(self, state: SimulatedPeer) -> None:
+        """After each thing that a peer did: it holds no more than it may."""
+        limit = self.cast.limits.max_sessions
+        if state.machine.hosted_sessions > limit:
+            name = self.cast.name(state.peer)
+            raise LocalError(f"{name} hosts {state.machine.hosted_sessions} sessions of {limit}")
+
+    def _wait_until_forgotten(self) -> None:
+        swarm = self.swarm
+        end_s = max(swarm.now_s, self.healed_s) + FORGOTTEN_S
+        while swarm.now_s < end_s and any(map(self._holds_something, swarm.peers.values())):
+            swarm.run(swarm.now_s + 2.0)
+        for state in swarm.peers.values():
+            if self._holds_something(state):
+                name = self.cast.name(state.peer)
+                raise LocalError(f"{name} still holds something of sessions that are over")
+
+    def _holds_something(self, state: SimulatedPeer) -> bool:
+        sequences = any(worker.usage.sequences for worker in state.workers.values())
+        return state.alive and (sequences or state.machine.hosted_sessions > 0)
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def story(self, broken: str) -> Story:
+        """What came of it."""
+        swarm, prompts = self.swarm, self.prompts
+        reroutes = [one for owner in self.cast.owners for one in swarm.peers[owner].events]
+        for event in reroutes:
+            self.paths.rerouted(event)
+        self.paths["message doubled"] += swarm.network.strays
+        refused = tuple(prompt.error for prompt in prompts if prompt.error)
+        self.paths["nobody there"] += len(refused)
+        return Story(
+            seed=self.seed,
+            prompts=len(prompts),
+            right=sum(not prompt.is_open and not prompt.error for prompt in prompts),
+            refused=refused,
+            wrong=self.wrong,
+            broken=broken,
+            failovers=len(reroutes),
+            events=swarm.events,
+            virtual_s=swarm.now_s,
+            longest_wait_s=self.longest_wait_s,
+            faults=tuple(one.kind for one in self.faults),
+            paths=tuple(sorted((+self.paths).items())),
+            told=tuple(swarm.trace.lines),
+            digest=swarm.trace.digest,
+        )
