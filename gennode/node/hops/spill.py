@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from gennode.errors import ResourceError
 
@@ -99,7 +99,7 @@ class DiskStore:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._least_free_bytes = least_free_bytes
-        self._descriptor: int | None = None
+        self._file: IO[bytes] | None = None
         self._size_bytes = 0
         self._holes: list[tuple[int, int]] = []  # (offset, size), by offset, never adjacent
         self._has_failed = False
@@ -111,21 +111,25 @@ class DiskStore:
 
     def put(self, payload: bytes) -> Ticket | None:
         """Put a payload aside; the first failure of the disk is logged."""
+        ticket = None
         try:
             offset = self._allocate(len(payload))
             if offset is None:
                 return None
-            if os.pwrite(self._open(), payload, offset) < len(payload):
+            ticket = Ticket(offset, len(payload), zlib.crc32(payload))
+            if os.pwrite(self._descriptor(), payload, offset) < len(payload):
                 raise OSError("a write was cut short")
         except OSError as error:
             self._fails(error)
+            if ticket is not None:
+                self.drop(ticket)
             return None
-        return Ticket(offset, len(payload), zlib.crc32(payload))
+        return ticket
 
     def get(self, ticket: Ticket) -> bytes:
         """Read it, and compare it with what was put aside."""
         try:
-            payload = os.pread(self._open(), ticket.size_bytes, ticket.offset)
+            payload = os.pread(self._descriptor(), ticket.size_bytes, ticket.offset)
         except OSError as error:
             self._fails(error)
             raise ResourceError(f"a frame that was put aside can't be read: {error}") from error
@@ -149,9 +153,9 @@ class DiskStore:
 
     def close(self) -> None:
         """Give the disk's space back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _allocate(self, size_bytes: int) -> int | None:
         for place, (offset, hole_bytes) in enumerate(self._holes):
@@ -171,16 +175,14 @@ class DiskStore:
         self._holes.pop()
         self._size_bytes = size_bytes
         try:
-            os.ftruncate(self._open(), size_bytes)
+            os.ftruncate(self._descriptor(), size_bytes)
         except OSError as error:  # the space stays taken, and is used again
             self._fails(error)
 
-    def _open(self) -> int:
-        if self._descriptor is None:
-            descriptor, name = tempfile.mkstemp(prefix="frames-", dir=self._folder)  # 0600
-            self._descriptor = descriptor
-            os.unlink(name)
-        return self._descriptor
+    def _descriptor(self) -> int:
+        if self._file is None:  # nobody else can open it: it has no name, and is ours alone
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
+        return self._file.fileno()
 
     def _fails(self, why: object) -> None:
         if not self._has_failed:
