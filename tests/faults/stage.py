@@ -137,14 +137,13 @@ class Worker:
         return card.pid
 
     @property
-    def compute_pid(self) -> int:
-        """The process in which its layers are computed."""
-        [found] = [
-            child.pid
-            for child in psutil.Process(self.pid).children()
-            if "gennode.engine.child" in child.cmdline()
-        ]
-        return int(found)
+    def compute_pid(self) -> int | None:
+        """The process in which its layers are computed; None while there is none."""
+        for child in psutil.Process(self.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if "gennode.engine.child" in child.cmdline():
+                    return int(child.pid)
+        return None
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the node."""

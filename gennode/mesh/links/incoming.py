@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gennode.errors import RemoteError
+from gennode.mesh import handles
 from gennode.mesh.links.limits import Allowances, Gauges, Use, cost
 from gennode.mesh.links.outgoing import RESUME_TIMEOUT_S
 from gennode.mesh.links.protocol import HELLO_BYTES, Receiver, Reply, read_hello, reply
@@ -82,9 +83,11 @@ class Incoming:
         self._is_open = True
         self._loop = asyncio.get_running_loop()
         self._allowances = Allowances(self._loop.time())
+        # Of the handles that there are, half are for streams that we open ourselves.
+        self._most_streams = min(MAX_STREAMS, handles.for_streams(2 * MAX_STREAMS) // 2)
         self._gauges = Gauges(
             {
-                "inbound streams": MAX_STREAMS,
+                "inbound streams": self._most_streams,
                 "inbound links": MAX_LINKS,
                 "unfinished frames (bytes)": MAX_BUFFERED_BYTES,
             }
@@ -115,7 +118,7 @@ class Incoming:
         own = self._streams[peer]
         if own >= MAX_STREAMS_PER_PEER:
             return False
-        if len(self._arrivals) < MAX_STREAMS:
+        if len(self._arrivals) < self._most_streams:
             return True
         [(greedy, most)] = self._streams.most_common(1)
         if most <= own + 1:

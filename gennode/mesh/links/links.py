@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from gennode.errors import LocalError, NetworkError, RemoteError, UsageError
+from gennode.mesh import handles
 from gennode.mesh.links.conduct import MAX_OFFENDERS, Conduct
 from gennode.mesh.links.incoming import Incoming
 from gennode.mesh.links.limits import Gauges, Use
@@ -71,6 +72,7 @@ class Links:
                 "unacknowledged (bytes)": MAX_HELD_BYTES,
                 "offenders": MAX_OFFENDERS,
                 "known addresses": MAX_KNOWN_PEERS,
+                "open files": handles.most(),
             }
         )
         self._timer: asyncio.TimerHandle | None = None
@@ -248,6 +250,7 @@ class Links:
         self._gauges.set("outbound links", len(self._outgoing))
         self._gauges.set("offenders", len(self._conduct))
         self._gauges.set("known addresses", len(self._addresses))
+        self._gauges.set("open files", handles.used())
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def _done(self, outgoing: Outgoing) -> None:

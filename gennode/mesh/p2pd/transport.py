@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gennode.errors import GennodeError, NetworkError, RemoteError
-from gennode.mesh import multiaddr
+from gennode.mesh import handles, multiaddr
 from gennode.mesh.listening import check_free, socket_folder
 from gennode.mesh.p2pd import p2pd_pb2 as pb
 from gennode.mesh.p2pd.control import (
@@ -64,6 +64,7 @@ class P2pdTransport:
         self._handlers: dict[str, str] = {}  # protocol to the path of its socket
         self._servers: list[asyncio.Server] = []
         self._streams: set[DaemonStream] = set()
+        self._most_streams = handles.for_streams(MAX_STREAMS)
         self._loop = asyncio.get_running_loop()
 
     @classmethod
@@ -292,8 +293,9 @@ class P2pdTransport:
         return stream
 
     async def _dial_daemon(self, factory: Callable[[], DaemonStream]) -> DaemonStream:
-        if len(self._streams) >= MAX_STREAMS:
-            raise NetworkError(f"{MAX_STREAMS} streams are open already")
+        if len(self._streams) >= self._most_streams:
+            hint = "let the node have more file handles: ulimit -n"
+            raise NetworkError(f"{self._most_streams} streams are open already", hint=hint)
         daemon = await self._alive()
         try:
             _, stream = await self._loop.create_unix_connection(factory, daemon.control)
@@ -317,7 +319,7 @@ class P2pdTransport:
             header = pb.StreamInfo()
             if not unpack(buffer, header):
                 return False
-            if len(self._streams) > MAX_STREAMS:
+            if len(self._streams) > self._most_streams:
                 raise RemoteError("too many streams")
             stream.begin(multiaddr.peer_from_bytes(header.peer), address_of(header.address))
             timer.cancel()
