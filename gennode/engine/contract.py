@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -42,6 +43,33 @@ def check_unload(span: Span, layers: int, open_spans: Iterable[Span]) -> None:
     for used in open_spans:
         if used.start < span.end and span.start < used.end:
             raise LocalError(f"layers {span} can't be dropped: a sequence runs over {used}")
+
+
+class Sequenced(Protocol):
+    """What an engine knows of a sequence: how long it is, and may become."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def max_positions(self) -> int: ...
+
+
+def check_batch(
+    batch: Sequence[StepInput], known: Callable[[Hashable], Sequenced], dim: int
+) -> None:
+    """LocalError unless each input continues (or rewinds) its sequence, and each further one of
+    a sequence begins where the one before it in the batch ends."""
+    ends: dict[Hashable, int] = {}
+    for item in batch:
+        sequence = known(item.sequence)
+        end = ends.get(item.sequence, item.position)
+        if end != item.position:
+            raise LocalError(f"a step at position {item.position} comes behind one up to {end}")
+        is_first = item.sequence not in ends
+        length = sequence.length if is_first else end
+        check_step(item, length, sequence.max_positions, dim)
+        ends[item.sequence] = item.position + len(item.states)
 
 
 def check_step(item: StepInput, length: int, max_positions: int, dim: int) -> None:

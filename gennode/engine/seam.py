@@ -33,6 +33,10 @@ class StepInput:
 
     `position` is at most the sequence's length so far; anything cached from `position` on is
     dropped first, so that a repeated step is computed anew and gives the same bits.
+
+    A batch may hold several inputs of one sequence, in order, each beginning where the one
+    before ends: that gives what one step after the other does, but quicker. To the bit in
+    classes where a row's neighbours don't matter (int8), to rounding in the others.
     """
 
     sequence: Hashable
@@ -83,6 +87,9 @@ class Profile:
     """Seconds that loading one more layer takes."""
     further_time_s: float
     """Seconds that each further token of a step, of another sequence, adds per layer."""
+    cut_rows: int = 1
+    """An input of a step may be cut into several, of one step or more, behind multiples of so
+    many rows: that changes its bits no more than anything else beside it does."""
 
 
 class ShardEngine(Protocol):

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gennode.engine.contract import (
+    check_batch,
     check_open,
     check_span,
-    check_step,
     check_truncate,
     check_unload,
     maximal_spans,
@@ -220,11 +220,11 @@ class ToyShard:
 
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes."""
+        check_batch(batch, self._known, TOY_DIM)
         return [self._step(item) for item in batch]
 
     def _step(self, item: StepInput) -> States:
         known = self._known(item.sequence)
-        check_step(item, known.length, known.max_positions, TOY_DIM)
         numbers = _to_numbers(item.states)
         for layer in range(known.span.start, known.span.end):
             numbers = self._layer(known, layer, item.position, numbers)

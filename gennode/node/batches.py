@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -171,7 +171,7 @@ class _Lane:
         if self._queue.head(job.key) is None:
             self._fresh[job.key] = None
         owner = self.owners.get(job.key)
-        is_awaited = job.reply_rows > 0
+        is_awaited = job.reply_rows > 0 and not job.rebuild
         self._queue.add(Work(job.key, owner, number, job.position, job.rows, is_awaited))
         return outcomes
 
@@ -242,33 +242,54 @@ class _Lane:
 
     def _step(self, batch: Sequence[Slice], cost: StepCost) -> list[Done]:
         """Compute slices; a step that fails takes those behind it along."""
-        results: dict[int, States | GennodeError] = {}
-        inputs: list[StepInput] = []
         begin_s = time.perf_counter()
-        for one in batch:
-            frame = self._frames[one.number]
-            states = frame.states
-            if states is None:
-                decoded = _attempt(partial(self._decode, frame.job))
-                if isinstance(decoded, GennodeError):
-                    results[one.number] = decoded
-                    continue
-                states = frame.states = decoded
-            rows = states[one.first_row : one.first_row + one.rows]
-            inputs.append(StepInput(one.key, one.position, rows))
+        inputs, errors = self._inputs(batch)
         start_s, clock_s = time.perf_counter(), self._now_s()
         outputs, is_clean = self._compute(inputs)
         stop_s, clock_s = time.perf_counter(), self._now_s() - clock_s
-        computed = [one for one in batch if one.number not in results]
-        results |= zip((one.number for one in computed), outputs, strict=True)
+        computed = [one for one in batch if one.number not in errors]
+        results = errors | dict(zip((one.number for one in computed), outputs, strict=True))
         if is_clean:
             cost.measured(sum((one.load for one in computed), NOTHING), clock_s)
         self._queue.done()
-        outcomes = [out for one in batch for out in self._finish(one, results[one.number])]
+        outcomes: list[Done] = []
+        failed: dict[Hashable, GennodeError] = {}
+        for one in batch:
+            done = self._finish(one, failed.get(one.key, results[one.number]))
+            bad = [out for _, out in done if isinstance(out, GennodeError)]
+            if bad:
+                failed[one.key] = bad[0]
+            outcomes += done
         work = self.worker.work
         work.compute_s += stop_s - start_s
         work.codec_s += start_s - begin_s + time.perf_counter() - stop_s
         return outcomes
+
+    def _inputs(
+        self, batch: Sequence[Slice]
+    ) -> tuple[list[StepInput], dict[int, States | GennodeError]]:
+        """Decoded slices, and the errors of those that can't be, or lie behind one that can't."""
+        inputs: list[StepInput] = []
+        errors: dict[int, States | GennodeError] = {}
+        broken: dict[Hashable, GennodeError] = {}
+        begun: set[Hashable] = set()
+        for one in batch:
+            frame = self._frames[one.number]
+            if one.key in begun:
+                self.worker.prefixes.follow(frame.job)
+            begun.add(one.key)
+            if frame.states is None and one.key not in broken:
+                decoded = _attempt(partial(self._decode, frame.job))
+                if isinstance(decoded, GennodeError):
+                    broken[one.key] = decoded
+                else:
+                    frame.states = decoded
+            if one.key in broken or frame.states is None:
+                errors[one.number] = broken[one.key]
+                continue
+            rows = frame.states[one.first_row : one.first_row + one.rows]
+            inputs.append(StepInput(one.key, one.position, rows))
+        return inputs, errors
 
     def _decode(self, job: StepJob) -> States:
         return codec(job.codec).decode(job.payload, self.worker.engine.dim, job.rows)
@@ -291,11 +312,21 @@ class _Lane:
                 break
         if len(inputs) == 1:
             return [outputs], False
-        return [one for each in inputs for one in self._compute([each])[0]], False
+        results: list[States | GennodeError] = []
+        failed: dict[Hashable, GennodeError] = {}
+        for each in inputs:
+            if each.sequence not in failed:
+                [found], _ = self._compute([each])
+                if isinstance(found, GennodeError):
+                    failed[each.sequence] = found
+            results.append(failed.get(each.sequence, found))
+        return results, False
 
     def _finish(self, one: Slice, result: States | GennodeError) -> list[Done]:
         """Put a slice's output to its frame's; encode that if it is whole."""
-        frame = self._frames[one.number]
+        frame = self._frames.get(one.number)
+        if frame is None:  # it went with one before it that failed
+            return []
         key = frame.job.key
         if isinstance(result, GennodeError):
             failed = self._dropped([one.number] if one.is_last else [], result)

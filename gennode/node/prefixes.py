@@ -26,7 +26,7 @@ class Prefixes:
     def __init__(self, engine: ShardEngine, cache: PrefixCache | None = None) -> None:
         self._engine = engine
         self._cache = PrefixCache(engine.model) if cache is None else cache
-        self._unknown: dict[HopKey, Unknown] = {}  # of those whose frame is being computed
+        self._unknown: dict[HopKey, dict[int, Unknown]] = {}  # frames being computed, by position
         self.hits = 0
         """Frames that were answered without computing."""
         self.rows = 0
@@ -44,10 +44,8 @@ class Prefixes:
 
     def answer(self, job: StepJob) -> bytes | None:
         """A frame's output, if it is known: the engine's sequence is at its end then."""
-        found = self._cache.look(job.key, job.position, job.rows, job.codec, job.payload)
         self._unknown.pop(job.key, None)
-        if isinstance(found, Unknown):
-            self._unknown[job.key] = found
+        found = self._look(job)
         if not isinstance(found, Known):
             return None
         self._engine.truncate(job.key, 0)
@@ -56,9 +54,19 @@ class Prefixes:
         self.rows += job.rows
         return found.output
 
+    def follow(self, job: StepJob) -> None:
+        """A frame is computed in one step with the one before it, which was not known."""
+        self._look(job)
+
+    def _look(self, job: StepJob) -> Known | Unknown | None:
+        found = self._cache.look(job.key, job.position, job.rows, job.codec, job.payload)
+        if isinstance(found, Unknown):
+            self._unknown.setdefault(job.key, {})[job.position] = found
+        return found
+
     def computed(self, job: StepJob, output: bytes) -> None:
         """A frame that was not known has been computed: keep it, if it is worth it."""
-        frame = self._unknown.pop(job.key, None)
+        frame = self._unknown.get(job.key, {}).pop(job.position, None)
         if frame is None or not self._cache.wants(job.key, frame):
             return
         kept = self._engine.keep(job.key, frame.end)

@@ -73,6 +73,20 @@ def test_a_skipped_layer_changes_the_answer(left_out: int) -> None:
     assert generate("hello", spans) != generate("hello")
 
 
+def test_several_inputs_of_a_sequence_in_a_step_are_as_many_steps(shard: ToyShard) -> None:
+    rows = ToyOwner(MANIFEST).embed(range(2, 9), 0)
+    for name in ("a", "b", "c"):
+        shard.open(name, Span(0, LAYERS), 16)
+    [whole] = shard.step([StepInput("a", 0, rows)])
+    parts = shard.step([
+        StepInput("b", 0, rows[:4]), StepInput("c", 0, rows), StepInput("b", 4, rows[4:])
+    ])  # fmt: skip
+    np.testing.assert_array_equal(np.concatenate([parts[0], parts[2]]), whole)
+    np.testing.assert_array_equal(parts[1], whole)
+    with pytest.raises(LocalError, match="comes behind"):
+        shard.step([StepInput("b", 0, rows[:4]), StepInput("b", 3, rows[3:])])
+
+
 def test_layers_out_of_order_change_the_answer() -> None:
     assert generate("hello", [Span(3, 6), Span(0, 3)]) != generate("hello")
 

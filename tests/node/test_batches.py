@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,10 +83,18 @@ def embedded(rows: int, position: int = 0) -> States:
 
 def step(
     of: HopKey, number: int, position: int, rows: int, *, attempt: int = 0, payload: bytes = b"",
-    model: ModelId = MODEL,
+    model: ModelId = MODEL, reply_rows: int = 1, rebuild: bool = False,
 ) -> StepJob:  # fmt: skip
     payload = payload or RAW.encode(embedded(rows, position))
-    return StepJob(model, of, attempt, number, position, rows, 1, False, "raw", payload)
+    return StepJob(
+        model, of, attempt, number, position, rows, reply_rows, rebuild, "raw", payload
+    )  # fmt: skip
+
+
+def replay(of: HopKey) -> list[StepJob]:
+    """A prompt and 60 tokens once more."""
+    frames = [(0, 128), *((128 + n, 1) for n in range(60))]
+    return [step(of, n, *frame, rebuild=True) for n, frame in enumerate(frames)]
 
 
 def alone(jobs: Sequence[StepJob]) -> list[bytes]:
@@ -173,6 +182,65 @@ def test_only_the_guilty_one_fails_when_memory_is_short() -> None:
     truth = alone([step(key(0), number, number, 1) for number in range(2)])
     assert [bench.of(one) for one in (key(0), key(1), key(3))] == [truth] * 3
     assert [str(out) for out in bench.of(key(2))] == ["no memory for the batch"] * 2
+
+
+def test_a_replay_takes_few_batches_and_each_takes_the_tokens_of_others() -> None:
+    bench = Bench()
+    bench.open(key(1), key(2))
+    jobs = replay(key(1))
+    for job in jobs:
+        bench.add(job)
+    tokens: list[StepJob] = []
+    while len(bench.of(key(1))) < len(jobs):
+        tokens.append(step(key(2), len(tokens), len(tokens), 1))
+        bench.add(tokens[-1])
+        bench.work()
+        assert len(bench.of(key(2))) == len(tokens)
+    assert bench.of(key(1)) == alone(jobs)
+    assert bench.of(key(2)) == alone(tokens)
+    assert len(tokens) < len(jobs)
+
+
+@pytest.mark.parametrize("broken", [0, 1, 5, 60])
+def test_what_lies_behind_a_broken_frame_of_a_replay_fails_with_it(broken: int) -> None:
+    bench = Bench()
+    bench.open(key(1), key(2))
+    jobs = replay(key(1))
+    rows = jobs[broken].rows
+    payload = np.full((rows, TOY_DIM), np.nan, "<f4").tobytes()
+    jobs[broken] = replace(jobs[broken], payload=payload)
+    for job in [*jobs, step(key(2), 0, 0, 1)]:
+        bench.add(job)
+    bench.drain()
+    outcomes = bench.of(key(1))
+    assert outcomes[:broken] == alone(replay(key(1)))[:broken]
+    assert [type(out) for out in outcomes[broken:]] == [RemoteError] * (len(jobs) - broken)
+    assert bench.of(key(2)) == alone([step(key(2), 0, 0, 1)])
+
+
+def test_a_replay_for_which_there_is_no_memory_fails_alone_and_for_that_reason() -> None:
+    bench = Bench()
+    bench.open(key(1), key(2))
+    bench.engine.too_large = {key(1)}
+    jobs = replay(key(1))
+    for job in [*jobs, step(key(2), 0, 0, 1)]:
+        bench.add(job)
+    bench.drain()
+    assert [str(out) for out in bench.of(key(1))] == ["no memory for the batch"] * len(jobs)
+    assert bench.of(key(2)) == alone([step(key(2), 0, 0, 1)])
+
+
+def test_frames_that_were_computed_in_one_batch_are_all_known_afterwards() -> None:
+    bench = Bench()
+    prompt = [(n, 20 * n, 20) for n in range(4)]
+    for number in (1, 2):
+        bench.open(key(number))
+        for one in prompt:
+            bench.add(step(key(number), *one, reply_rows=int(one[0] == 3)))
+        bench.drain()
+    assert bench.of(key(1)) == bench.of(key(2)) == alone([step(key(1), *one) for one in prompt])
+    assert [one for one, _ in bench.engine.batches[0]].count(key(1)) > 1
+    assert not any(one == key(2) for batch in bench.engine.batches for one, _ in batch)
 
 
 class Greedy(Recorder):

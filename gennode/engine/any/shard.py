@@ -17,9 +17,9 @@ from gennode.engine.any.skeleton import Skeleton
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
     OwnCaches,
+    check_batch,
     check_open,
     check_span,
-    check_step,
     check_truncate,
     check_unload,
     maximal_spans,
@@ -155,12 +155,12 @@ class AnyShard(OwnCaches):
 
         ResourceError if recurrent layers can't go back to a step's position.
         """
+        check_batch(batch, self._known, self.dim)
         return [self._step(item) for item in batch]
 
     @torch.inference_mode()
     def _step(self, item: StepInput) -> States:
         known = self._known(item.sequence)
-        check_step(item, known.length, known.max_positions, self.dim)
         rows = len(item.states)
         if rows == 0:
             known.cache.rewind(item.position)

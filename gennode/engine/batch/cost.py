@@ -32,7 +32,10 @@ _Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Load:
-    """What a step holds: sequences, their rows, and how many positions those rows attend to."""
+    """What a step holds: sequences, their rows, and how many positions those rows attend to.
+
+    A sequence counts once for each of its inputs, which attend one by one.
+    """
 
     sequences: int = 0
     rows: int = 0
@@ -71,6 +74,8 @@ class StepCost:
 
     def __init__(self, profile: Profile, layers: int) -> None:
         """`layers`: how many a step goes through."""
+        self.cut_rows = profile.cut_rows
+        """See `Profile`."""
         further_s = max(profile.further_time_s, 1e-9) * layers
         fixed_s = max(profile.layer_time_s * layers - further_s, 0.0)
         row_s = _ROW_SHARE * further_s

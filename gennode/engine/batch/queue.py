@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from gennode.engine.batch.cost import MAX_ROWS, MIN_ROWS, NOTHING, Load, StepCost, load_of
@@ -20,7 +20,7 @@ class Work:
 
     `number` is the caller's name for it, of which no two wait at a time. `owner`: who is served
     by it. `is_awaited`: whether its owner goes on only once it is done, so that a further step
-    will follow soon; not so for all but the last part of a prompt.
+    will follow soon; not so in a replay, nor for all but the last part of a prompt.
     """
 
     key: Hashable
@@ -29,6 +29,11 @@ class Work:
     position: int
     rows: int
     is_awaited: bool = True
+
+    @property
+    def is_token(self) -> bool:
+        """Whether somebody waits for a single row."""
+        return self.rows == 1 and self.is_awaited
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,12 @@ class _Waiting:
 class StepQueue:
     """Which rows are computed next. Pure: no clock, no engine.
 
-    Every batch takes all single-row steps, so that no token waits for more than one batch. Then
-    rows of prompts, as many as the cost model lets in beside them; a step may be cut, and go on
-    in a later batch (Sarathi-Serve, arXiv:2403.02310). At most one slice of each sequence. Where
-    a batch without tokens has run while some were expected, the next one holds so much less.
+    Every batch takes all single rows that somebody waits for, so that no token waits for more
+    than one batch. Then rows of prompts and of replays, as many as the cost model lets in beside
+    them; a step may be cut, and go on in a later batch (Sarathi-Serve, arXiv:2403.02310). Of
+    steps that nobody waits for several of a sequence may be in one batch, and the one behind
+    them. Where a batch without tokens has run while some were expected, the next one holds so
+    much less.
 
     Among prompts the least of this sum goes first, so that a short one need not wait for a long
     one that began before it (FastServe's aim, arXiv:2305.05920, with lengths known):
@@ -139,8 +146,8 @@ class StepQueue:
     def next(self, cost: StepCost) -> tuple[Slice, ...]:
         """The next batch; empty if nothing waits. `done` must follow before anything else."""
         self._check_in()
-        tokens = [key for key, one in self._waiting.items() if one.works[0][0].rows == 1]
-        batch = [self._slice(key, 1) for key in tokens]
+        tokens = [key for key, one in self._waiting.items() if one.works[0][0].is_token]
+        batch = [_slice(self._waiting[key].works[0][0], 0, 1) for key in tokens]
         if len(tokens) < len(self._waiting):
             batch += self._prompts(cost, batch, self._waiting.keys() - set(tokens))
         self._batches += bool(batch)
@@ -148,7 +155,7 @@ class StepQueue:
         return self._out
 
     def _prompts(self, cost: StepCost, tokens: Sequence[Slice], keys: Set[Hashable]) -> list[Slice]:
-        """Rows of prompts that fit beside tokens."""
+        """Rows of prompts and replays that fit beside tokens."""
         batch: list[Slice] = []
         load = sum((one.load for one in tokens), NOTHING)
         expected = self._expected_load()
@@ -156,20 +163,37 @@ class StepQueue:
         if tokens:  # some of them may have waited for the batch before, had that no tokens
             limit_s -= self._stalled_s
         left = MAX_ROWS
-        for key in sorted(keys, key=self._rank):
-            waiting = self._waiting[key]
-            work, _ = waiting.works[0]
-            most = min(left, work.rows - waiting.done_rows)
-            rows = cost.fitting_rows(limit_s, load, work.position + waiting.done_rows, most)
-            if left == MAX_ROWS:
-                rows = max(rows, min(most, MIN_ROWS))
+        for work, first in self._in_turn(keys):
+            waits = work.rows - first
+            most = min(left, waits)
+            rows = cost.fitting_rows(limit_s, load, work.position + first, most)
+            rows = max(rows, min(most, MIN_ROWS - MAX_ROWS + left))
+            if rows < waits:
+                rows -= rows % cost.cut_rows
+            if not batch:
+                rows = max(rows, min(most, cost.cut_rows))
             if rows < 1:
                 break
-            batch.append(self._slice(key, rows))
+            batch.append(_slice(work, first, rows))
             load += batch[-1].load
             left -= rows
+            if rows < waits:
+                break
         self._stalled_s = cost.seconds(load) if expected.rows and not tokens else 0.0
         return batch
+
+    def _in_turn(self, keys: Set[Hashable]) -> Iterator[tuple[Work, int]]:
+        """Steps that may be computed next, each if all before it are; and the first row left."""
+        for key in sorted(keys, key=self._rank):
+            waiting = self._waiting[key]
+            first, end = waiting.done_rows, waiting.works[0][0].position
+            for work, _ in waiting.works:
+                if work.position != end:  # it goes back
+                    break
+                yield work, first
+                if work.is_awaited:
+                    break
+                first, end = 0, work.position + work.rows
 
     def done(self) -> None:
         """The batch is computed."""
@@ -179,7 +203,7 @@ class StepQueue:
             self._shares.serve(work.owner, one.rows)
             waiting.done_rows += one.rows
             waiting.rows -= one.rows
-            if work.rows > 1:
+            if not work.is_token:
                 self._taken_rows += one.rows
             if one.is_last:
                 self._pop(one.key)
@@ -194,13 +218,6 @@ class StepQueue:
             del self._waiting[key]
             if work.is_awaited:
                 self._expected[key] = self._batches, work.position + work.rows
-
-    def _slice(self, key: Hashable, rows: int) -> Slice:
-        waiting = self._waiting[key]
-        work, _ = waiting.works[0]
-        first = waiting.done_rows
-        is_last = first + rows == work.rows
-        return Slice(key, work.number, first, rows, work.position + first, is_last)
 
     def _rank(self, key: Hashable) -> tuple[float, int]:
         waiting = self._waiting[key]
@@ -219,3 +236,8 @@ class StepQueue:
     def _check_in(self) -> None:
         if self._out:
             raise LocalError("the batch before is not done yet")
+
+
+def _slice(work: Work, first: int, rows: int) -> Slice:
+    is_last = first + rows == work.rows
+    return Slice(work.key, work.number, first, rows, work.position + first, is_last)

@@ -36,6 +36,8 @@ MIN_CACHE_PART = 8
 """Killed for want of memory, a process starts anew with half of the caches' room, but with no
 less than one part in eight of what was given: with less, sessions would not fit anyway."""
 
+MAX_CUT_ROWS = 512  # beyond, a prompt would not be cut at all
+
 R = TypeVar("R")
 
 
@@ -133,7 +135,8 @@ class ChildShard:
         if self._profile is None:
             told = self._ask(say.TakeProfile(), say.Profiled)[0].profile
             times_s = (told.layer_time_s, told.load_time_s, told.further_time_s)
-            if told.model != self.model or not all(0 <= each < inf for each in times_s):
+            is_right = told.model == self.model and 1 <= told.cut_rows <= MAX_CUT_ROWS
+            if not is_right or not all(0 <= each < inf for each in times_s):
                 raise self._breached("a profile of nothing that there is")
             self._profile = told
         return self._profile

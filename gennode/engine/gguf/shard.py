@@ -10,6 +10,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ import numpy as np
 
 from gennode.engine.contract import (
     OwnCaches,
+    check_batch,
     check_open,
     check_span,
-    check_step,
     check_truncate,
     check_unload,
     maximal_spans,
@@ -144,11 +145,22 @@ class GgufShard(OwnCaches):
 
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes."""
-        for item in batch:
-            known = self._known(item.sequence)
-            check_step(item, known.length, known.max_positions, self.dim)
-        if len({item.sequence for item in batch}) < len(batch):
-            return [result for item in batch for result in self.step([item])]
+        check_batch(batch, self._known, self.dim)
+        before: Counter[Hashable] = Counter()
+        waves: list[list[int]] = []  # each with one input of a sequence at most
+        for number, item in enumerate(batch):
+            if before[item.sequence] == len(waves):
+                waves.append([])
+            waves[before[item.sequence]].append(number)
+            before[item.sequence] += 1
+        results: dict[int, States] = {}
+        for wave in waves:
+            found = self._step([batch[number] for number in wave])
+            results.update(zip(wave, found, strict=True))
+        return [results[number] for number in range(len(batch))]
+
+    def _step(self, batch: Sequence[StepInput]) -> list[States]:
+        """No two parts of one sequence."""
         needed = max((item.position + len(item.states) for item in batch), default=0)
         while needed > self._positions:
             self._resize(2 * self._positions)

@@ -73,6 +73,23 @@ def test_the_factory_takes_the_generic_engine_for_what_is_no_llama(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("model_type", ["gemma2", "bamba", "falcon_h1"])
+def test_several_inputs_of_a_sequence_are_done_one_after_the_other(
+    folders: dict[str, ModelFolder], model_type: str
+) -> None:
+    shard, rows = loaded(folders[model_type]), random_states(9)
+    cuts = [(0, 5), (5, 6), (6, 9)]
+    for name in ("a", "b"):
+        shard.open(name, ALL, 16)
+    expected = [shard.step([StepInput("a", s, rows[s:e])])[0] for s, e in cuts]
+    found = shard.step([StepInput("b", s, rows[s:e]) for s, e in cuts])
+    for one, result in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(result, one)
+    with pytest.raises(LocalError, match="comes behind"):
+        shard.step([StepInput("b", 0, rows[:5]), StepInput("b", 6, rows[6:])])
+    assert shard.length("b") == 9
+
+
 @pytest.mark.parametrize("model_type", ["gemma2", "bamba", "mixtral"])
 def test_layers_loaded_at_different_times_are_one_span(
     folders: dict[str, ModelFolder], model_type: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +21,15 @@ PROFILE = Profile(ModelId("0" * 64), "toy", 10e-3, 0.1, 1e-3)
 COST = StepCost(PROFILE, LAYERS)
 
 
+EXACT = StepCost(replace(PROFILE, cut_rows=8), LAYERS)  # cuts elsewhere would change bits
+
+
 @dataclass
 class Bench:
     """A queue and what came of it; steps are numbered as they are added."""
 
     queue: StepQueue = field(default_factory=StepQueue)
+    cost: StepCost = COST
     ends: dict[Hashable, int] = field(default_factory=dict)
     count: int = 0
     finished: list[int] = field(default_factory=list)
@@ -41,7 +45,7 @@ class Bench:
 
     def batch(self) -> tuple[Slice, ...]:
         """Compute one batch."""
-        batch = self.queue.next(COST)
+        batch = self.queue.next(self.cost)
         self.queue.done()
         self.finished += [one.number for one in batch if one.is_last]
         return batch
@@ -195,10 +199,72 @@ def test_the_queue_is_not_asked_while_a_batch_is_out() -> None:
         bench.queue.add(Work("b", "b", 7, 0, 0))
 
 
+def replay(bench: Bench, key: Hashable) -> int:
+    """A prompt and 200 tokens again, and a token that its owner waits for; how many steps."""
+    for rows in [128, 40, *[1] * 200]:
+        bench.add(key, rows, waits=False)
+    return bench.add(key, 1)
+
+
+def test_a_replay_takes_many_steps_of_its_sequence_into_a_batch() -> None:
+    bench = Bench(cost=EXACT)
+    last = replay(bench, "lost")
+    batches = bench.drain()
+    assert bench.finished == list(range(1, last + 1))
+    assert len(batches) < 10
+    rows = [sum(one.rows for one in batch) for batch in batches]
+    assert max(rows) <= MAX_ROWS
+    for batch in batches:
+        loads = sum((one.load for one in batch[1:]), batch[0].load)
+        assert EXACT.seconds(loads) <= EXACT.limit_s(load_of(0, 0), load_of(0, 0))
+
+
+def test_tokens_of_others_do_not_wait_for_a_replay() -> None:
+    bench = Bench(cost=EXACT)
+    last = replay(bench, "lost")
+    batches = 0
+    while last not in bench.finished:
+        own = bench.add("other", 1)
+        batch = bench.batch()
+        assert own in bench.finished
+        token, *rest = batch
+        load = sum((one.load for one in rest), token.load)
+        assert EXACT.seconds(load) <= STRETCH * EXACT.seconds(token.load) * (1 + 1e-9)
+        batches += 1
+    assert batches < 202
+
+
+def test_behind_a_step_that_is_awaited_and_one_that_goes_back_nothing_is_taken() -> None:
+    bench = Bench()
+    bench.add("a", 3, waits=True)
+    bench.add("a", 3, waits=False)
+    assert rows_of(bench.batch()) == {"a": 3}
+    bench.drain()
+    bench.add("a", 3, waits=False)
+    bench.ends["a"] = 2
+    bench.add("a", 5, waits=False)
+    assert len(bench.batch()) == 1
+    assert len(bench.batch()) == 1
+
+
+def test_steps_are_cut_only_where_no_bit_changes() -> None:
+    bench = Bench(cost=EXACT)
+    number = bench.add("prompt", 203)
+    cuts = []
+    while number not in bench.finished:
+        bench.add("token", 1)
+        [_, one] = bench.batch()
+        cuts.append((one.first_row, one.rows))
+    assert len(cuts) > 2
+    assert all(first % 8 == 0 for first, _ in cuts)
+    assert all(rows % 8 == 0 for _, rows in cuts[:-1])
+
+
 keys = st.integers(0, 5)
 events = st.lists(
     st.one_of(
         st.tuples(st.just("add"), keys, st.sampled_from([1, 1, 1, 2, 5, 60, 128, 500])),
+        st.tuples(st.just("replay"), keys, st.sampled_from([1, 1, 1, 2, 5, 60, 128, 500])),
         st.tuples(st.just("batch"), st.just(0), st.just(0)),
         st.tuples(st.just("cancel"), keys, st.integers(0, 600)),
     ),
@@ -211,29 +277,36 @@ events = st.lists(
 def test_each_row_once_in_order_whatever_comes(
     history: list[tuple[str, int, int]],
 ) -> None:
-    bench = Bench()
+    bench = Bench(cost=EXACT)
     left: dict[int, list[tuple[int, int]]] = {key: [] for key in range(6)}
+    awaited: set[int] = set()
     expected: dict[int, int] = {}  # step -> rows computed so far
 
     def check(batch: tuple[Slice, ...]) -> None:
         heads = {key: steps[0] for key, steps in left.items() if steps}
-        assert {one.key for one in batch} >= {k for k, (_, rows) in heads.items() if rows == 1}
-        assert len({one.key for one in batch}) == len(batch)
+        tokens = {k for k, (number, rows) in heads.items() if rows == 1 and number in awaited}
+        assert {one.key for one in batch} >= tokens
         assert bool(batch) is bool(heads)
+        before: dict[int, int] = {}
         for one in batch:
             assert isinstance(one.key, int)
-            number, rows = heads[one.key]
+            assert before.get(one.key) not in awaited
+            number, rows = left[one.key][0]
+            before[one.key] = number
+            assert one.first_row % 8 == 0
             assert (one.number, one.first_row) == (number, expected.get(number, 0))
             expected[number] = one.first_row + one.rows
             assert one.is_last is (expected[number] == rows)
             if one.is_last:
                 left[one.key].pop(0)
-        prompts = [one for one in batch if one.rows > 1]
+        prompts = [one for one in batch if one.key not in tokens]
         assert sum(one.rows for one in prompts) <= MAX_ROWS
 
     for kind, key, size in history:
-        if kind == "add":
-            left[key].append((bench.add(key, size, owner=key % 2), size))
+        if kind in ("add", "replay"):
+            number = bench.add(key, size, owner=key % 2, waits=kind == "add")
+            left[key].append((number, size))
+            awaited |= {number} if kind == "add" else set()
         elif kind == "batch":
             check(bench.batch())
         else:

@@ -30,7 +30,7 @@ REPORT = DeviceReport(
 )
 MACHINE = Machine(1, float("nan"), 1.0, 0.0, 0.0, Coordinate())
 RUNS = say.Settled("int8", (Run("another", "int8", Layer(1, 1, 1, 1, 1), Step(1, 1, 0), 1.0),))
-PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0))
+PROFILE = say.Profiled(Profile(ModelId("m"), "fp32-cpu", float("nan"), 1.0, -1.0, 0))
 ALONE: dict[str, msgspec.Struct] = {
     "other": NUMBER, "again": STARTED, "profile": PROFILE, "report": say.Examined(REPORT),
     "runs": RUNS, "machine": say.Probed(MACHINE),

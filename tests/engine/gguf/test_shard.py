@@ -229,6 +229,25 @@ def test_a_cache_that_is_too_small_is_refused_and_what_ran_goes_on(kinds: Kinds)
         shard(kinds("f16"), max_cache_bytes=enough - 1)
 
 
+def test_several_inputs_of_a_sequence_are_done_one_after_the_other(kinds: Kinds) -> None:
+    engine, rows = shard(kinds("q8_0")), states(9)
+    for name in ("one", "other"):
+        engine.open(name, WHOLE, 16)
+    expected = [
+        engine.step([StepInput("one", start, rows[start:end])])[0]
+        for start, end in ((0, 6), (6, 7), (7, 9))
+    ]
+    engine.open("one", WHOLE, 16)
+    found = engine.step([
+        StepInput("one", 0, rows[:6]), StepInput("other", 0, rows[:6]),
+        StepInput("one", 6, rows[6:7]), StepInput("one", 7, rows[7:]),
+    ])  # fmt: skip
+    for one, result in zip([expected[0], *expected], [found[1], found[0], *found[2:]], strict=True):
+        assert np.array_equal(one, result)
+    with pytest.raises(LocalError, match="comes behind"):
+        engine.step([StepInput("one", 0, rows[:6]), StepInput("one", 7, rows[6:7])])
+
+
 def test_callers_are_held_to_the_contract(kinds: Kinds) -> None:
     engine = shard(kinds("f16"))
     with pytest.raises(LocalError, match="not open"):

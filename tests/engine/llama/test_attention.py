@@ -3,7 +3,9 @@ threads and wherever they lie in the cache."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from gennode.engine.seam import Precision, States, StepInput
 from gennode.errors import LocalError, RemoteError, ResourceError
 from gennode.wire.ids import Span
 from gennode.wire.manifest import ModelShape
+from tests.engine.conftest import make_llama
 
 Llamas = dict[str, tuple[Path, LlamaForCausalLM]]
 ALL = Span(0, 4)
@@ -199,3 +202,129 @@ def test_what_is_kept_or_moved_goes_on_with_the_same_bits(
     with pytest.raises(RemoteError):
         other.restore("short", pages)
     assert other.length("short") == 0
+
+
+# A sequence as it came the first time: a prompt in frames, then tokens one by one, and drafts.
+FRAMES = (128, 40, 2, *[1] * 30, 5, *[1] * 8)
+
+
+def stepped(shard: LlamaShard, name: str, seed: int = 50) -> list[States]:
+    """What a sequence gives frame by frame."""
+    shard.open(name, WIDE_ALL, 700)
+    rows, results, position = states(sum(FRAMES), seed), [], 0
+    for count in FRAMES:
+        item = StepInput(name, position, rows[position : position + count])
+        results.append(shard.step([item])[0])
+        position += count
+    return results
+
+
+def frames_of(name: str, seed: int = 50) -> list[StepInput]:
+    """The same frames, all of them."""
+    rows, ends = states(sum(FRAMES), seed), np.cumsum((0, *FRAMES))
+    return [StepInput(name, int(start), rows[start:end]) for start, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize(("windows", "threads"), [(1, 2), (4, 1)])
+def test_a_replay_of_many_frames_in_a_step_gives_the_bits_of_one_after_the_other(
+    wide: LlamaShard, windows: int, threads: int
+) -> None:
+    expected = stepped(wide, "first")
+    torch.set_num_threads(threads)
+    alone = {item.sequence: wide.step([item])[0] for item in prepared(wide, 1)}
+    wide.open("again", WIDE_ALL, 700)
+    found: list[States] = []
+    frames = frames_of("again")
+    size = -(-len(frames) // windows)
+    for start in range(0, len(frames), size):
+        part = frames[start : start + size]
+        neighbours = prepared(wide, 1)
+        mixed = [*neighbours[:3], *part[:1], *neighbours[3:], *part[1:]]
+        results = wide.step(mixed)
+        for item, one in zip(mixed, results, strict=True):
+            if item.sequence == "again":
+                found.append(one)
+            else:
+                np.testing.assert_array_equal(one, alone[item.sequence])
+    assert wide.length("again") == sum(FRAMES)
+    for one, result in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(result, one)
+    row = states(1, 99)
+    went_on = [wide.step([StepInput(name, sum(FRAMES), row)])[0] for name in ("first", "again")]
+    np.testing.assert_array_equal(went_on[0], went_on[1])
+
+
+@pytest.mark.parametrize("short_cache", [False, True])
+@pytest.mark.parametrize("kv_heads", [4, 16])
+def test_a_frame_that_is_cut_where_the_profile_says_keeps_its_bits(
+    tmp_path: Path, kv_heads: int, short_cache: bool
+) -> None:
+    shape = ModelShape("LlamaForCausalLM", 2, 1024, 16, kv_heads, 64, 512, 300, 1024)
+    random_llama(tmp_path, shape, seed=4)
+    shard = LlamaShard(open_model(tmp_path), precision="int8", short_cache=short_cache)
+    shard.load(WIDE_ALL)
+    cut_rows = shard.profile().cut_rows
+    assert cut_rows > 1
+    whole, behind = states(150, 7), states(90, 8)
+    for name, cuts in (("whole", ()), ("cut", (1, 3, 4, 9))):
+        shard.open(name, WIDE_ALL, 300)
+        found = []
+        for position, rows in ((0, whole), (150, behind)):
+            edges = [0, *(cut_rows * cut for cut in cuts if cut_rows * cut < len(rows)), len(rows)]
+            pieces = [
+                shard.step([StepInput(name, position + start, rows[start:end])])[0]
+                for start, end in pairwise(edges)
+            ]
+            found.append(np.concatenate(pieces))
+        if name == "whole":
+            expected = found
+    for one, result in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(result, one)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_frames_of_small_models_in_one_step_agree_with_single_ones(
+    tmp_path: Path, precision: Precision, window: int | None
+) -> None:
+    make_llama(tmp_path)
+    if window is not None:
+        config = json.loads((tmp_path / "config.json").read_text())
+        mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"]}
+        changed = config | mistral | {"sliding_window": window}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+    folder = open_model(tmp_path)
+    assert folder.llama.window(0) == window
+    shard = LlamaShard(folder, precision=precision)
+    shard.load(ALL)
+    rows = random_states(60)
+    edges = [0, 33, 40, *range(41, 60), 60]
+    items = [
+        (start, rows[start:end]) for start, end in pairwise(edges)
+    ]  # fmt: skip
+    for name in ("single", "together"):
+        shard.open(name, ALL, 64)
+    single = [shard.step([StepInput("single", *item)])[0] for item in items]
+    together = shard.step([StepInput("together", *item) for item in items])
+    for one, found in zip(single, together, strict=True):
+        if precision == "int8":
+            np.testing.assert_array_equal(found, one)
+        else:
+            np.testing.assert_allclose(found, one, rtol=1e-4, atol=1e-4)
+
+
+def test_frames_of_a_sequence_have_to_follow_each_other(llamas: Llamas) -> None:
+    shard = LlamaShard(open_model(llamas["grouped"][0]))
+    shard.load(ALL)
+    shard.open("s", ALL, 8)
+    rows = random_states(4)
+    for second in (0, 1, 3):
+        with pytest.raises(LocalError, match="comes behind one up to 2"):
+            shard.step([StepInput("s", 0, rows[:2]), StepInput("s", second, rows[2:])])
+    with pytest.raises(LocalError, match="beyond the 8"):
+        shard.step([StepInput("s", 0, rows), StepInput("s", 4, random_states(5))])
+    assert shard.length("s") == 0
+    shard.step([StepInput("s", 0, rows)])
+    went_back = shard.step([StepInput("s", 2, rows[2:3]), StepInput("s", 3, rows[3:])])
+    assert [len(one) for one in went_back] == [1, 1]
+    assert shard.length("s") == 4
