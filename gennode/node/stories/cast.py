@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from gennode.engine.seam import ShardEngine
 from gennode.engine.toy import toy_manifest
-from gennode.node.hops.admission import HopLimits
+from gennode.node.hops.spill import MemoryStore
+from gennode.node.stories.chance import Chances
 from gennode.node.stories.swarm import Clock, SimulatedSwarm
 from gennode.node.worker import Worker
 from gennode.wire.ids import PeerId, Span
@@ -30,19 +31,23 @@ class Cast:
 
     swarm: SimulatedSwarm
     rng: random.Random
-    limits: HopLimits
+    chances: Chances
     make_engine: MakeEngine
     workers: list[PeerId] = field(default_factory=list)
     owners: list[PeerId] = field(default_factory=list)
     spans: dict[PeerId, Span] = field(default_factory=dict)
+    stores: dict[PeerId, MemoryStore] = field(default_factory=dict)
+    """Each worker's disk. It begins anew with its process."""
     _capacities: dict[PeerId, int] = field(default_factory=dict)
 
     def add_worker(self, span: Span) -> None:
         """One more that hosts these layers, and some of which may load others as well."""
         capacity_layers = self.rng.choice([span.layers, LAYERS])
-        worker = self._worker(span, capacity_layers)
-        peer = self.swarm.add(worker, limits=self.limits, clock=self._clock())
+        worker, store = self._worker(span, capacity_layers), self._store()
+        limits = self.chances.limits
+        peer = self.swarm.add(worker, limits=limits, store=store, clock=self._clock())
         self.workers.append(peer)
+        self.stores[peer] = store
         self.spans[peer], self._capacities[peer] = span, capacity_layers
 
     def add_owner(self) -> None:
@@ -53,7 +58,8 @@ class Cast:
         """Start a worker's process again, unless it runs."""
         if not self.swarm.peers[peer].alive:
             worker = self._worker(self.spans[peer], self._capacities[peer])
-            self.swarm.restart(peer, worker, limits=self.limits)
+            store = self.stores[peer] = self._store()
+            self.swarm.restart(peer, worker, limits=self.chances.limits, store=store)
 
     def name(self, peer: PeerId) -> str:
         """As people read of it."""
@@ -65,6 +71,9 @@ class Cast:
         engine = self.make_engine(MANIFEST)
         engine.load(span)
         return Worker(engine, LAYERS, capacity_layers)
+
+    def _store(self) -> MemoryStore:
+        return MemoryStore(self.chances.disk_bytes)
 
     def _clock(self) -> Clock:
         is_right = self.rng.random() < OFTEN_RIGHT

@@ -20,6 +20,7 @@ from gennode.wire.ids import Span
 from gennode.wire.manifest import Manifest
 
 RARELY = 0.25  # of the stories have each kind of it
+OFTEN = 0.5
 SMALL_BYTES = (200, 2_000, 8_000)  # a prompt's frames of toys take 300 to 10,000
 
 
@@ -36,6 +37,7 @@ class Chances:
     strays: float = 0.0
     """Of all messages that may come twice, how many do."""
     cache_bytes: int = 1 << 40
+    disk_bytes: int = 1 << 30
 
 
 def draw(rng: random.Random) -> Chances:
@@ -44,13 +46,13 @@ def draw(rng: random.Random) -> Chances:
     def chance(low: float, high: float) -> float:
         return rng.uniform(low, high) if rng.random() < RARELY else 0.0
 
-    def small(usual: int, least: int = 0) -> int:
-        return max(least, rng.choice(SMALL_BYTES)) if rng.random() < RARELY else usual
+    def small(usual: int, share: float = RARELY, least: int = 0) -> int:
+        return max(least, rng.choice(SMALL_BYTES)) if rng.random() < share else usual
 
     usual = HopLimits()
     limits = HopLimits(
         max_sessions=rng.choice([1, 2]) if rng.random() < RARELY else usual.max_sessions,
-        retained_bytes=small(usual.retained_bytes),
+        retained_bytes=small(usual.retained_bytes, OFTEN),
         queued_bytes=small(usual.queued_bytes, least=20_000),
     )
     return Chances(
@@ -60,6 +62,7 @@ def draw(rng: random.Random) -> Chances:
         garbles=chance(0.0005, 0.003),
         strays=chance(0.01, 0.2),
         cache_bytes=small(1 << 40, least=2_000),
+        disk_bytes=rng.choice([0, 3_000, 1 << 30]),
     )
 
 

@@ -13,7 +13,9 @@ from gennode.wire.ids import PeerId
 
 MAX_LOST = 2  # workers that never come back: with more, most stories would be of missing layers
 MAX_FAULTS = 6
-GOODBYE_S = 2.0  # from a worker's goodbye to its end
+DRAIN_LIMIT_S = 10.0  # as of a live worker that leaves (`stopping.py`)
+GOODBYE_S = 1.0  # from its goodbye to its end
+LOOK_S = 0.5
 SLOWNESS = 10.0
 WITHIN_S = 20.0  # of a prompt's beginning: about what most take
 
@@ -123,14 +125,50 @@ def _leave(rng: random.Random, cast: Cast) -> Drawn:
     victim = rng.choice(cast.workers)
 
     def strike() -> None:
-        swarm = cast.swarm
-        if swarm.peers[victim].alive:
-            others = dict.fromkeys((peer for peer in swarm.peers if peer != victim), "")
-            machine = swarm.peers[victim].machine
-            swarm.act(victim, machine.leave(swarm.clock_s(victim), others))
-            swarm.after(GOODBYE_S, partial(_kill, cast, victim))
+        swarm, state = cast.swarm, cast.swarm.peers[victim]
+        if state.alive:
+            swarm.act(victim, state.machine.drain(swarm.clock_s(victim)))
+            _leave_when_idle(cast, victim, swarm.now_s + DRAIN_LIMIT_S)
 
-    return f"{cast.name(victim)} says goodbye", GOODBYE_S, strike
+    return f"{cast.name(victim)} leaves", DRAIN_LIMIT_S + GOODBYE_S, strike
+
+
+def _leave_when_idle(cast: Cast, peer: PeerId, latest_s: float) -> None:
+    swarm, state = cast.swarm, cast.swarm.peers[peer]
+    if not state.alive:
+        return
+    if state.machine.hosted_sessions and swarm.now_s < latest_s:
+        swarm.after(LOOK_S, partial(_leave_when_idle, cast, peer, latest_s))
+        return
+    others = dict.fromkeys((other for other in swarm.peers if other != peer), "")
+    swarm.act(peer, state.machine.leave(swarm.clock_s(peer), others))
+    swarm.after(GOODBYE_S, partial(_kill, cast, peer))
+
+
+def _disk_full(rng: random.Random, cast: Cast) -> Drawn:
+    victim, duration_s = rng.choice(cast.workers), rng.uniform(2.0, 30.0)
+
+    def strike() -> None:
+        store = cast.stores[victim]
+        store.refuses = True
+        cast.swarm.after(duration_s, lambda: setattr(store, "refuses", False))
+
+    return f"the disk of {cast.name(victim)} is full for {duration_s:.0f} s", duration_s, strike
+
+
+def _disk_breaks(rng: random.Random, cast: Cast) -> Drawn:
+    victim, duration_s = rng.choice(cast.workers), rng.uniform(2.0, 30.0)
+
+    def strike() -> None:
+        store = cast.stores[victim]
+        store.loses = True
+        cast.swarm.after(duration_s, lambda: setattr(store, "loses", False))
+
+    return (
+        f"the disk of {cast.name(victim)} can't be read for {duration_s:.0f} s",
+        duration_s,
+        strike,
+    )
 
 
 def _kill(cast: Cast, peer: PeerId, *, power: bool = False) -> None:
@@ -202,6 +240,8 @@ _KINDS: dict[str, Callable[[random.Random, Cast], Drawn]] = {
     "slow": _slow,
     "clock jump": _clock_jumps,
     "leave": _leave,
+    "disk full": _disk_full,
+    "disk breaks": _disk_breaks,
     "partition": _partition,
     "flapping": _flapping,
 }

@@ -114,6 +114,7 @@ class SimulatedOwner:
     machine: OwnerMachine
     awaited: Awaited
     codec: CodecName
+    replicate: bool
 
     @asynccontextmanager
     async def open(
@@ -127,6 +128,7 @@ class SimulatedOwner:
             codec=self.codec,
             max_positions=max_positions,
             now_s=self.shell.clock_s(self.peer),
+            replicate=self.replicate,
         )
         opened = self.awaited.opened[session] = Promise()
         self.shell.act(self.peer, actions)

@@ -40,6 +40,7 @@ WORDS = ("Sort these numbers. ", "What is the time? ", "Count the letters. ", "S
 REPEATS = (1, 3, 12, 20)  # up to 400 tokens: a few chunks
 LENGTHS = (8, 24, 60, 160)  # tokens
 SAMPLINGS = (Sampling(), Sampling(1.0, seed=1), Sampling(1.0, seed=2), Sampling(0.8, 0.9, seed=3))
+REPLICATES = 0.25  # of the prompts keep copies of their caches
 SPREAD_S = 6.0  # for the directory to spread before anything happens
 FLAKY_S = 60.0  # machines fail now and then for so long at least
 STUCK_S = 150.0  # a step may take two minutes before it is given up
@@ -123,7 +124,7 @@ class _Stage:
         make = make_engine or (
             lambda manifest: FlakyShard(manifest, chances, self.swarm.rng, self._is_healed)
         )
-        self.cast = Cast(self.swarm, rng, chances.limits, make)
+        self.cast = Cast(self.swarm, rng, chances, make)
         for span in THIRDS:
             for _ in range(rng.choice(REPLICAS)):
                 self.cast.add_worker(span)
@@ -176,11 +177,10 @@ class _Stage:
         longest = replace(prompt.sampling, max_tokens=max(LENGTHS))
         truth = whole_truth(LAYERS, prompt.text, longest)[: prompt.sampling.max_tokens]
         prompt.moved_s, prompt.is_open = swarm.now_s, True
+        handle = swarm.owner(owner, replicate=self.rng.random() < REPLICATES)
         trace.tell(swarm.now_s, f"{prompt.name} asks for {len(truth)} tokens")
         try:
-            async for token in answer(
-                prompt.text, ToyOwner(MANIFEST), swarm.owner(owner), prompt.sampling
-            ):
+            async for token in answer(prompt.text, ToyOwner(MANIFEST), handle, prompt.sampling):
                 self._hand_out(prompt, token, truth)
         except (LocalError, RemoteError) as error:
             raise LocalError(f"{prompt.name} ended in a fault of ours: {error}") from error
@@ -236,7 +236,7 @@ class _Stage:
 
     def _check(self, state: SimulatedPeer) -> None:
         """After each thing that a peer did: it holds no more than it may."""
-        limit = self.cast.limits.max_sessions
+        limit = self.cast.chances.limits.max_sessions
         if state.machine.hosted_sessions > limit:
             name = self.cast.name(state.peer)
             raise LocalError(f"{name} hosts {state.machine.hosted_sessions} sessions of {limit}")

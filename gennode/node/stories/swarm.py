@@ -16,6 +16,7 @@ from gennode.mesh.directory.netgroup import LOCAL
 from gennode.node.actions import Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
 from gennode.node.batches import Batches
 from gennode.node.hops.admission import HopLimits
+from gennode.node.hops.spill import FrameStore
 from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.stories.heap import Heap
 from gennode.node.stories.network import RESUME_LIMIT_S, Network, Weather
@@ -87,6 +88,7 @@ class SimulatedSwarm(Heap):
         worker: Worker | None = None,
         *,
         limits: HopLimits | None = None,
+        store: FrameStore | None = None,
         clock: Clock | None = None,
     ) -> PeerId:
         """A new peer, a worker if it is given one."""
@@ -95,7 +97,7 @@ class SimulatedSwarm(Heap):
         for others in self._others.values():
             others[key.peer] = LOCAL
         self._others[key.peer] = dict.fromkeys(self.peers, LOCAL)
-        self._begin(key, worker, limits, clock or Clock())
+        self._begin(key, worker, limits, store, clock or Clock())
         return key.peer
 
     def host(self, peer: PeerId, worker: Worker) -> None:
@@ -104,20 +106,30 @@ class SimulatedSwarm(Heap):
         self.peers[peer].machine.serve(worker.terms(), worker.hosting())
 
     def restart(
-        self, peer: PeerId, worker: Worker | None = None, *, limits: HopLimits | None = None
+        self,
+        peer: PeerId,
+        worker: Worker | None = None,
+        *,
+        limits: HopLimits | None = None,
+        store: FrameStore | None = None,
     ) -> None:
         """A process that died runs again, with its key and without anything that it knew."""
         state = self.peers[peer]
         if state.alive:
             raise LocalError("only a process that is dead can be started again")
         self.network.back(peer)
-        self._begin(self._keys[peer], worker, limits, state.clock)
+        self._begin(self._keys[peer], worker, limits, store, state.clock)
 
     def _begin(
-        self, key: Key, worker: Worker | None, limits: HopLimits | None, clock: Clock
+        self,
+        key: Key,
+        worker: Worker | None,
+        limits: HopLimits | None,
+        store: FrameStore | None,
+        clock: Clock,
     ) -> None:
         rng, instance = random.Random(self.rng.random()), int(self.now_s * 1000)
-        machine = PeerMachine(key, rng=rng, instance=instance, limits=limits)
+        machine = PeerMachine(key, rng=rng, instance=instance, limits=limits, store=store)
         batches = Batches(lambda: self.now_s)  # a batch takes no time that it could measure
         state = self.peers[key.peer] = SimulatedPeer(key.peer, machine, clock, batches)
         if worker is not None:
@@ -256,7 +268,10 @@ class SimulatedSwarm(Heap):
 
     # -- owning -------------------------------------------------------------------------------
 
-    def owner(self, peer: PeerId, codec_name: CodecName = "raw") -> SimulatedOwner:
+    def owner(
+        self, peer: PeerId, codec_name: CodecName = "raw", *, replicate: bool = False
+    ) -> SimulatedOwner:
         """The swarm as `prompt.answer` sees it from one peer."""
         state = self.peers[peer]
-        return SimulatedOwner(self, peer, state.machine.owning, state.awaited, codec_name)
+        machine = state.machine.owning
+        return SimulatedOwner(self, peer, machine, state.awaited, codec_name, replicate)
