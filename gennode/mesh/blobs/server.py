@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections import Counter, deque
@@ -176,6 +177,9 @@ class BlobServer:
             log.warning("chunk_unreadable chunk=%s why=%s", chunk, error)
             return None
         if data is None:
+            return None
+        if hashlib.sha256(data).hexdigest() != chunk:  # whoever got it would take us for a liar
+            log.error("chunk_damaged model=%s chunk=%s: fetch the model again", shelf.model, chunk)
             return None
         if planes.pays(link_mb_s, self._pack_mb_s, self._saved_share):
             start_s = time.perf_counter()

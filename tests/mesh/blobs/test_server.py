@@ -177,3 +177,20 @@ async def test_a_shelf_that_can_not_be_read_costs_the_chunk_and_not_the_node() -
         assert answers[0] == (Absent(CHUNK), b"")
         assert chunk_hash(DATA) == CHUNK
         assert isinstance(answers[1][0], ManifestPiece)
+
+
+async def test_a_chunk_that_rotted_on_the_disk_is_not_served(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Rotten:
+        model = SHELF.model
+        manifest_bytes = SHELF.manifest_bytes
+
+        def read(self, chunk: str) -> bytes | None:
+            return bytes([DATA[0] ^ 1]) + DATA[1:]
+
+    async with market(a=SHELF) as here:
+        here.servers[PeerId("a")].add(Rotten())
+        [answer] = await ask(here, GetChunk(SHELF.model, CHUNK, 0))
+        assert answer == (Absent(CHUNK), b"")
+    assert f"chunk_damaged model={SHELF.model} chunk={CHUNK}" in caplog.text
