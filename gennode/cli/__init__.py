@@ -15,6 +15,7 @@ COMMANDS = (
     "demo",
     "doctor",
     "join",
+    "leave",
     "plan",
     "publish",
     "relay",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from gennode.cli.leave import left_text, tell_leaving
 from gennode.cli.options import (
     Finite,
     Layers,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
 )
 @click.option("--follow", metavar="PEER/NAME", help="Go over to each version that it publishes.")
 @click.option("--relay", is_flag=True, help="Carry traffic for peers behind NATs as well.")
-@click.option("--leash", is_flag=True, help="Leave when standard input ends.")
+@click.option("--leash", is_flag=True, help="Leave at once when standard input ends.")
 @click.option("--threads", type=click.IntRange(1, 1024), show_default="all cores")
 @state_option
 @JSON_OPTION
@@ -103,6 +104,9 @@ def command(
     """Host layers of a model for the swarm until Ctrl-C.
 
     Prints the address that other machines give as --bootstrap.
+
+    On Ctrl-C, SIGTERM or `gennode leave` it first hands its sessions over to others, for 10 s at
+    most; a second Ctrl-C leaves at once.
     """
     tame_threads(threads)
     import asyncio
@@ -132,8 +136,10 @@ def command(
         precision=precision,
         cache=cache,
     )
-    asyncio.run(join(options, on_ready=on_ready, progress=progress))
-    note("left.")
+    left_behind = asyncio.run(
+        join(options, on_ready=on_ready, on_leaving=tell_leaving, progress=progress)
+    )
+    note(left_text(left_behind))
 
 
 def _tell(joined: Joined) -> None:
@@ -152,4 +158,4 @@ def _tell(joined: Joined) -> None:
     note("others join, or ask, with:")
     for address in joined.addresses:
         print(f"  --bootstrap {address}", flush=True)
-    note("Ctrl-C leaves.")
+    note("Ctrl-C leaves, once its sessions have gone over to others; twice: at once.")

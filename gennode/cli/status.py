@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gennode.cli.leave import tell_leaving
 from gennode.cli.options import state_option
 from gennode.cli.output import JSON_OPTION, print_json, short, spans_text
 from gennode.errors import NetworkError
@@ -35,6 +36,8 @@ def command(*, state: Path, limits: bool, as_json: bool) -> None:
         print_json(status)
         return
     (show_limits if limits else show)(status, {})
+    if status.is_leaving:
+        tell_leaving(status.sessions)
 
 
 def show_limits(status: NodeStatus, names: dict[PeerId, str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gennode.cli.ask import chosen, prompt_options, run_ask
+from gennode.cli.leave import now_option, run_leave
 from gennode.cli.options import (
     DEFAULT_MODEL,
     Finite,
@@ -187,6 +188,18 @@ def kill(*, name: str, kind: str, state: Path, as_json: bool) -> None:
         print_json({"worker": name, "pid": card.pid, "peer": card.peer, "signal": kind})
         return
     note(f"sent {kind} to {name} (process {card.pid})")
+
+
+@command.command()
+@click.argument("name")
+@now_option
+@state_option
+@JSON_OPTION
+def leave(*, name: str, at_once: bool, state: Path, as_json: bool) -> None:
+    """Have one worker leave, such as worker-2, once its sessions have gone over to others."""
+    testnet = _running(state)
+    testnet.card(name)
+    run_leave(testnet.folder / name, at_once=at_once, as_json=as_json)
 
 
 @command.command()

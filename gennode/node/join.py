@@ -41,7 +41,7 @@ from gennode.node.progress import ShowProgress
 from gennode.node.rolls.follow import Following, Means
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder, hash_cache
-from gennode.node.stopping import stoppable
+from gennode.node.stopping import drain, stoppable
 from gennode.node.transports import Listening
 from gennode.node.worker import Worker
 from gennode.sharding.capacity import Account
@@ -97,11 +97,18 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 async def join(
-    options: JoinOptions, *, on_ready: Callable[[Joined], None], progress: ShowProgress
-) -> None:
-    """Serve until SIGINT or SIGTERM."""
+    options: JoinOptions,
+    *,
+    on_ready: Callable[[Joined], None],
+    on_leaving: Callable[[int], None],
+    progress: ShowProgress,
+) -> int:
+    """Serve until told to stop, then hand sessions over; how many of them are left behind.
+
+    `on_leaving` is told how many are still to go, whenever that changes.
+    """
     check_device(options.device)  # before a large model is read for minutes
-    state = StateFolder(options.state)
+    state, left_behind = StateFolder(options.state), 0
     state.prepare()
     with state.locked():
         key = state.key()
@@ -119,7 +126,9 @@ async def join(
             _capacity(shape, options, narrowest(shape, folder, options.wish))
         async with (
             stoppable(leash=options.leash) as stop,
-            running(key, options.listening, peers=state.peers) as started,
+            running(
+                key, options.listening, peers=state.peers, spill=state.path, stop=stop
+            ) as started,
         ):
             node = started.node
             await node.bootstrap(options.listening.bootstrap)
@@ -144,7 +153,9 @@ async def join(
                 on_ready(joined)
                 stop.is_awaited = True
                 await stop.told.wait()
+                left_behind = await drain(node, stop, on_leaving)
                 _end_engines(node)
+    return left_behind
 
 
 def _compute(folder: Folder | None, options: JoinOptions) -> ComputeProcess:

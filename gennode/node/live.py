@@ -18,6 +18,7 @@ from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
 from gennode.node.actions import Job, Opened, OpenJob, Outcome, Rerouted, Run, Send
 from gennode.node.computing import Computing
+from gennode.node.hops.spill import FrameStore
 from gennode.node.meeting import Meeting, Where
 from gennode.node.peer import PeerAction, PeerMachine
 from gennode.node.peers import PeerBook
@@ -53,10 +54,11 @@ class LiveNode:
         codec_name: CodecName = "int8-outlier",
         on_event: Callable[[Opened | Rerouted], None] = lambda _event: None,
         book: PeerBook | None = None,
+        store: FrameStore | None = None,
     ) -> None:
-        self.machine = PeerMachine(
-            key, rng=random.SystemRandom(), instance=time.time_ns() // 1_000_000
-        )
+        """`store`: where frames go that take too much memory."""
+        instance = time.time_ns() // 1_000_000
+        self.machine = PeerMachine(key, rng=random.SystemRandom(), instance=instance, store=store)
         self.transport = transport
         self.codec = codec_name
         self.step_bytes = 0
@@ -66,6 +68,8 @@ class LiveNode:
         self.workers: dict[ModelId, Worker] = {}
         """What is hosted, retired models too until they are dropped."""
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
+        self.is_leaving = False
+        """Whether it only waits for its sessions to go over to others."""
         self._past_work = Work()
         self._book = book or PeerBook(None)
         self._rival = 0
@@ -122,6 +126,11 @@ class LiveNode:
         actions = self.machine.release(signed, self._now_s())
         self.act(actions)
         return len(actions)
+
+    def drain(self) -> None:
+        """Take nothing on any more, and ask the owners of what runs here to go elsewhere."""
+        self.is_leaving = True
+        self.act(self.machine.drain(self._now_s()))
 
     def fail(self, error: BaseException) -> None:
         """End the node: `error` is raised out of its context."""

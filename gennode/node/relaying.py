@@ -43,7 +43,7 @@ async def relay(
         key = state.key()
         async with (
             stoppable(leash=options.leash) as stop,
-            running(key, options.listening) as started,
+            running(key, options.listening, stop=stop) as started,
         ):
             await started.node.bootstrap(options.listening.bootstrap)
             with progress("sending more than 128 KiB through this relay", unit="steps"):

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gennode.node.state import NodeCard, StateFolder
 from gennode.wire.ids import Span
 
 START_LIMIT_S = 120.0  # loading a few layers of a large model from a cold disk
+HAND_OVER_S = 2.0  # without sessions a worker is gone by then
 STOP_LIMIT_S = 10.0
 POLL_S = 0.05
 LOG_TAIL_BYTES = 2000
@@ -116,12 +117,17 @@ class Testnet:
                 found[path.name] = card
         return found
 
-    def send_signal(self, name: str, number: signal.Signals) -> NodeCard:
-        """Send a signal to one worker's process; UsageError if it does not run."""
+    def card(self, name: str) -> NodeCard:
+        """One worker that runs; UsageError if it does not."""
         card = self.cards().get(name)
         if card is None:
             running = ", ".join(self.cards()) or "none"
             raise UsageError(f"{name!r} does not run here", hint=f"name one that runs: {running}")
+        return card
+
+    def send_signal(self, name: str, number: signal.Signals) -> NodeCard:
+        """Send a signal to one worker's process; UsageError if it does not run."""
+        card = self.card(name)
         os.kill(card.pid, number)
         return card
 
@@ -130,13 +136,12 @@ class Testnet:
         stopping = self.cards()
         for card in stopping.values():
             _signal(card.pid, signal.SIGCONT)  # a stopped process can't hear the next one
-            _signal(card.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + STOP_LIMIT_S
-        while time.monotonic() < deadline_s and (
-            any(self._runs(name) for name in stopping)
-            or any(child.poll() is None for child in self._children)
-        ):
-            time.sleep(POLL_S)
+        # The second time they leave at once: sessions have nobody left to go over to.
+        for limit_s in (HAND_OVER_S, STOP_LIMIT_S):
+            for name, card in stopping.items():
+                if self._runs(name):
+                    _signal(card.pid, signal.SIGTERM)
+            self._await_end(stopping, limit_s)
         for name, card in stopping.items():
             if self._runs(name):
                 _signal(card.pid, signal.SIGKILL)
@@ -147,6 +152,14 @@ class Testnet:
             if child.stdin is not None:
                 child.stdin.close()
         return list(stopping)
+
+    def _await_end(self, names: Iterable[str], limit_s: float) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while time.monotonic() < deadline_s and (
+            any(self._runs(name) for name in names)
+            or any(child.poll() is None for child in self._children)
+        ):
+            time.sleep(POLL_S)
 
     def _runs(self, name: str) -> bool:
         return StateFolder(self.folder / name).is_running()

@@ -50,11 +50,11 @@ def _command(path: tuple[str, ...]) -> click.Command:
 
 def test_the_tree_has_what_is_documented() -> None:
     assert {path[0] for path in PATHS} == {
-        "ask", "demo", "doctor", "join", "plan", "publish", "relay", "simulate", "status",
-            "testnet",
+        "ask", "demo", "doctor", "join", "leave", "plan", "publish", "relay", "simulate",
+        "status", "testnet",
     }  # fmt: skip
     below = {path[1] for path in PATHS if path[0] == "testnet"}
-    assert below == {"add", "ask", "down", "kill", "status", "up"}
+    assert below == {"add", "ask", "down", "kill", "leave", "status", "up"}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=" ".join)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import NOBODY, Command, process
+from gennode.node.sessions.journal import Journals, Watch
+from tests.cli.conftest import NOBODY, Command, finish, process
+from tests.node.sessions.test_journal import HEADER, TOKENS, begin, interrupt
 
 MODEL = "gennode-small"
 NOBODY_THERE = NOBODY.format(port=1)  # a port for which even a server needs privileges
@@ -58,3 +61,84 @@ def test_layers_that_nobody_has_end_with_5(gennode: Command, tmp_path: Path) -> 
     assert told["type"] == "NoRouteError"
     assert "1:3" in told["message"]
     assert "gennode join" in told["hint"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ((), "no prompt"),
+        (("hello", "--resume", "x"), "takes no prompt"),
+        (("--no-journal", "--resume"), "journal"),
+        (("--resume", "20261121-000000-beef"), "20261121-000000-beef"),
+        (("--resume", "../../etc/passwd"), "no interrupted answer"),
+        (("--temperature", "0.5", "--resume"), "--temperature"),
+        (("--max-tokens", "5", "--resume"), "--max-tokens"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_resumed_ends_with_2(
+    wrong: tuple[str, ...], words: str, gennode: Command, tmp_path: Path
+) -> None:
+    ended = gennode("ask", "--state", tmp_path, "--json", *wrong)
+    assert ended.code == 2
+    assert words in json.loads(ended.out)["error"]["message"]
+
+
+def test_interrupted_answers_are_listed_if_there_is_not_just_one(
+    gennode: Command, tmp_path: Path
+) -> None:
+    resume = ("ask", "--state", tmp_path, "--resume")
+    ended = gennode(*resume)
+    assert (ended.code, ended.out, ended.err) == (0, "", "no answer was interrupted\n")
+    journals = Journals(tmp_path / "sessions", Watch(print))
+    interrupt(begin(journals))
+    interrupt(begin(journals, words="[/b] is a prompt", began_s=HEADER.began_s + 1))
+    ended = gennode(*resume)
+    assert ended.code == 0
+    assert "count from 1 to 9" in ended.out
+    assert "[/b] is a prompt" in ended.out  # a prompt is never markup
+    assert f"--state {tmp_path} --resume NAME" in ended.err
+    listed = json.loads(gennode(*resume, "--json").out)["interrupted"]
+    assert [one["tokens"] for one in listed] == [len(TOKENS)] * 2
+    assert listed[0]["prompt"] == HEADER.words
+
+
+def test_a_journal_stays_where_it_is_if_nobody_can_be_asked(
+    gennode: Command, tmp_path: Path
+) -> None:
+    journals = Journals(tmp_path / "sessions", Watch(print))
+    interrupt(begin(journals))
+    ended = gennode("ask", "--state", tmp_path, "--resume", "--model", "/no/such/model")
+    assert ended.code == 3
+    [found] = journals.interrupted()
+    assert f"--resume {found.name}" in ended.err
+    assert f"{len(TOKENS)} tokens are kept" in ended.err
+
+
+@pytest.mark.slow  # it starts a node
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
+def test_an_answer_that_was_interrupted_is_resumed_with_the_same_text(
+    number: signal.Signals, gennode: Command, tmp_path: Path
+) -> None:
+    state = ("--model", MODEL, "--state", tmp_path)
+    prompt = ("count from 10 to 99 =", "--max-tokens", "200", "--temperature", "0.9", "--seed", "4")
+    slow = ("--memory", "64M", "--share", "0.05", "--json")  # interrupted before it is whole
+    with process("join", *state, *slow) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline()
+        whole = json.loads(gennode("ask", *prompt, *state, "--json").out)
+        with process("ask", *prompt, *state) as asker:
+            assert asker.stdout is not None
+            begun = asker.stdout.read(4)
+            asker.send_signal(number)
+            ended = finish(asker)
+        given = begun + ended.out.rstrip("\n")
+        assert whole["text"].startswith(given)
+        assert len(given) < len(whole["text"])
+        if number is signal.SIGINT:
+            assert "tokens are kept; go on with: gennode ask" in ended.err
+            assert ended.code == 130
+        again = json.loads(gennode("ask", "--resume", *state[2:], "--json").out)
+        assert (again["text"], again["tokens"]) == (whole["text"], whole["tokens"])
+        assert 0 < again["resumed_tokens"] < len(whole["tokens"])
+        assert gennode("ask", "--resume", *state[2:]).err == "no answer was interrupted\n"
