@@ -44,10 +44,6 @@ class Joining:
         """These hops were fed so many positions."""
         self._held |= held
 
-    def lower(self, position: int) -> None:
-        """What was known from a position on is no longer true."""
-        self._held = {hop: min(held, position) for hop, held in self._held.items()}
-
     def take(self, path: tuple[Hop, ...]) -> None:
         """Go along another path, whose hops are new but for those that went along already."""
         kept = {hop for at, hop in enumerate(self._course.path) if at not in self.new}

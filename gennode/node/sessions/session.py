@@ -119,7 +119,7 @@ class SessionMachine:
             raise self._lost or LocalError("a step is sent in a session that is closed")
         goes_back = position < self._course.steps.positions
         step = self._course.steps.add(position, rows, reply_rows, payload)
-        actions = self._go_back(position) if goes_back else []
+        actions = self._handovers.lower(position) if goes_back else []
         if self._state is _State.READY:
             self._vigil.sent(step.number, step.rows, now_s)
             actions += self._flow.send(step, rebuild=False)
@@ -235,11 +235,6 @@ class SessionMachine:
         steps.answer(step)
         self._vigil.answered(step.number, step.rows, now_s)
         return [Arrived(self.terms.session, step.number, states), *self._switch(now_s)]
-
-    def _go_back(self, position: int) -> list[Action]:
-        """Steps were forgotten: what stand-ins hold of them is out of date."""
-        self._joining.lower(position)
-        return self._handovers.lower(position)
 
     def _failed(self, sender: PeerId, message: Failed, now_s: float) -> list[Action]:
         near = self.path[max(0, message.index - 1) : message.index + 2]

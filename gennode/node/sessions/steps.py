@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gennode.errors import LocalError
 from gennode.node.actions import Send
@@ -12,8 +12,7 @@ from gennode.wire.ids import PeerId, SessionId
 from gennode.wire.messages import Step
 
 
-@dataclass(frozen=True)
-class OwnerStep:
+class OwnerStep(NamedTuple):
     """One pass down the route, as the owner sends it."""
 
     number: int
