@@ -49,6 +49,18 @@ class HostedModel:
     cache_position_bytes: Callable[[Span], int] = lambda _span: 0
 
 
+@dataclass
+class EngineQueue:
+    """What waits for the engine, over all sessions."""
+
+    limit_bytes: int
+    size_bytes: int = 0
+
+    def has_room(self, payload_bytes: int) -> bool:
+        """Whether so much more may wait."""
+        return self.size_bytes + payload_bytes <= self.limit_bytes
+
+
 class Admission:
     """The models that are hosted, and who may have a seat."""
 

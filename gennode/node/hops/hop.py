@@ -3,7 +3,7 @@
     Open ─▶ OpenJob ─▶ Accept            a session begins here, or learns its new path
     Step ─▶ StepJob ─▶ Step, Credit      a frame is computed, and passed on (`passing.py`)
     Feed ─▶ Step … | ExportJob ─▶ CachePart …   a stand-in gets what it lacks (`feeds.py`)
-    CachePart ─▶ RestoreJob ─▶ Fed, Credit      this worker is the stand-in
+    CachePart ─▶ RestoreJob ─▶ Fed, Credit   this worker is the stand-in (`restoring.py`)
     drain ─▶ Leaving, again and again    until the owners have gone elsewhere
 
 Everything a hop does is idempotent on (attempt, step number, position): a repeated frame is
@@ -32,15 +32,15 @@ from gennode.node.actions import (
     Send,
     StepJob,
 )
-from gennode.node.hops.admission import Admission, HopLimits, HostedModel
+from gennode.node.hops.admission import Admission, EngineQueue, HopLimits, HostedModel
 from gennode.node.hops.feeds import Feeds
 from gennode.node.hops.hosted import Hosted
 from gennode.node.hops.passing import Passing
+from gennode.node.hops.restoring import Restoring
 from gennode.node.hops.spill import FrameStore, MemoryStore
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.messages import (
-    WINDOW_BYTES,
     Acquaint,
     CachePart,
     Close,
@@ -75,14 +75,14 @@ class HopMachine:
         """`store`: where frames go that take too much memory; without one they are given up.
         `knows`: whether a peer is one of the swarm's, so that owners can have us call it.
         """
-        self._limits = limits
         self._store = store or MemoryStore()
         self._knows = knows
         self._hosted: dict[HopKey, Hosted] = {}
         self._admission = Admission(peer, limits, self._hosted)
         self._feeds = Feeds(limits, self._admission.models, knows)
         self._passing = Passing(limits, self._hosted, self._feeds)
-        self._queued_bytes = 0
+        self._queue = EngineQueue(limits.queued_bytes)
+        self._restoring = Restoring(self._queue)
         self._told_leaving_s = 0.0
 
     # -- being a worker -----------------------------------------------------------------------
@@ -130,7 +130,8 @@ class HopMachine:
             case Credit():
                 return self._passing.credit(sender, message, now_s)
             case CachePart():
-                return self._cache_part(sender, message, payload, now_s)
+                hosted = self._hosted.get(HopKey(message.session, message.layer))
+                return self._restoring.take(hosted, sender, message, payload, now_s)
             case Close():
                 return self._close(sender, message)
             case Ping():
@@ -154,7 +155,7 @@ class HopMachine:
         if isinstance(job, ExportJob):
             return self._feeds.exported(job, outcome, now_s)
         if isinstance(job, StepJob | RestoreJob):
-            self._queued_bytes -= len(job.payload)
+            self._queue.size_bytes -= len(job.payload)
         hosted = self._hosted.get(job.key)
         if hosted is None:
             return [Run(CloseJob(job.model, job.key))] if isinstance(job, OpenJob) else []
@@ -163,7 +164,7 @@ class HopMachine:
         if isinstance(job, OpenJob):
             return self._opened(hosted, outcome)
         if isinstance(job, RestoreJob):
-            return self._restored(job, hosted, outcome)
+            return self._restoring.restored(job, hosted, outcome)
         return self._stepped(job, hosted, outcome, now_s)
 
     def peer_down(self, peer: PeerId, now_s: float) -> list[Action]:
@@ -264,7 +265,7 @@ class HopMachine:
             blamed, reason = objection
             return [hosted.failed(blamed, message.number, reason)]
         hosted.comes(message, now_s)
-        self._queued_bytes += len(payload)
+        self._queue.size_bytes += len(payload)
         job = StepJob(
             model.model, key, message.attempt, message.number, message.position, message.rows,
             min(message.reply_rows, message.rows), message.rebuild, message.codec, payload,
@@ -288,7 +289,7 @@ class HopMachine:
             return opened.index - 1, "more rows are waiting than a replay of all would send"
         if message.position > hosted.positions:
             return opened.index, "frames are missing"
-        if self._queued_bytes + payload_bytes > self._limits.queued_bytes:
+        if not self._queue.has_room(payload_bytes):
             return opened.index, "too much is waiting"
         return None
 
@@ -306,46 +307,6 @@ class HopMachine:
         hosted.goes(job, now_s)
         passed = self._passing.pass_on(hosted, job, outcome, self._model_of(hosted).dim)
         return [*passed, *hosted.took_step(len(job.payload))]
-
-    # -- standing in for another --------------------------------------------------------------
-
-    def _cache_part(
-        self, sender: PeerId, message: CachePart, payload: bytes, now_s: float
-    ) -> list[Action]:
-        key = HopKey(message.session, message.layer)
-        hosted = self._hosted.get(key)
-        if hosted is None or not hosted.ready or message.attempt != hosted.opened.attempt:
-            return []
-        if sender != hosted.opened.donor or hosted.has_bad_cache or hosted.received >= 0:
-            return []  # a stranger's, or late: the session goes on with what is here
-        if reason := self._part_objection(hosted, message, len(payload)):
-            hosted.has_bad_cache = True
-            return [hosted.failed(hosted.opened.index, 0, reason)]
-        hosted.heard_s = now_s
-        hosted.positions = message.end
-        hosted.parts_bytes += len(payload)
-        self._queued_bytes += len(payload)
-        place = message.layout, message.start, message.end
-        return [Run(RestoreJob(hosted.opened.model, key, message.attempt, *place, payload))]
-
-    def _part_objection(self, hosted: Hosted, message: CachePart, payload_bytes: int) -> str:
-        if message.start > hosted.positions:
-            return "parts of a cache are missing"
-        if message.end > hosted.opened.max_positions:
-            return f"a cache reaches past position {hosted.opened.max_positions}"
-        if hosted.parts_bytes + payload_bytes > WINDOW_BYTES:
-            return "more of a cache came than was agreed"
-        if self._queued_bytes + payload_bytes > self._limits.queued_bytes:
-            return "too much is waiting"
-        return ""
-
-    def _restored(self, job: RestoreJob, hosted: Hosted, outcome: Outcome) -> list[Action]:
-        hosted.parts_bytes -= len(job.payload)
-        if isinstance(outcome, GennodeError):
-            hosted.lost = hosted.has_bad_cache = True  # who knows how much of it was taken in
-            return [hosted.failed(hosted.opened.index, 0, str(outcome))]
-        hosted.held = job.end
-        return [*hosted.took_part(len(job.payload)), hosted.fed(job.end)]
 
     # -- the rest -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import pytest
 
 from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import Action, OpenJob, Send
+from gennode.node.hops.admission import HopLimits
 from gennode.wire.ids import Hop, ModelId, Span
 from gennode.wire.messages import (
     Accept,
@@ -79,7 +80,7 @@ def test_a_path_that_can_not_be_is_the_owners_fault(path: tuple[Hop, ...]) -> No
 
 def test_limits_are_values() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        hop_machine(SECOND)._limits.max_sessions = 3  # type: ignore[misc]
+        HopLimits().max_sessions = 3  # type: ignore[misc]
 
 
 NEWER = ModelId("b" * 64)

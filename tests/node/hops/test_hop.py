@@ -9,16 +9,19 @@ import pytest
 from gennode.engine.toy import TOY_DIM
 from gennode.errors import RemoteError, ResourceError
 from gennode.node.actions import CloseJob, Send, StepJob
-from gennode.node.hops.hop import IDLE_S, ORPHAN_S
+from gennode.node.hops.hop import ACQUAINT_INTERVAL_S, IDLE_S, LEAVING_INTERVAL_S, ORPHAN_S
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, Span
+from gennode.wire.ids import Hop, SessionId, Span
 from gennode.wire.messages import (
     Accept,
+    Acquaint,
     Close,
     Failed,
     Fed,
+    Leaving,
     Ping,
     Pong,
+    Probe,
     Progress,
     Refuse,
     Step,
@@ -34,9 +37,21 @@ from tests.node.conftest import (
     frame,
     hop_machine,
     opening,
+    peer,
     step,
 )
-from tests.node.hops.driven import job, open_hop, pass_one, told
+from tests.node.hops.driven import (
+    POSITION_BYTES,
+    ROWS,
+    Driven,
+    job,
+    numbers,
+    open_hop,
+    opened,
+    pass_one,
+    told,
+    wide,
+)
 
 
 def test_a_session_opens_steps_and_closes() -> None:
@@ -263,3 +278,70 @@ def test_an_owner_that_is_gone_is_forgotten_sooner() -> None:
     assert machine.peer_down(OWNER, 1.0) == []
     assert machine.tick(1.0 + ORPHAN_S) == []
     assert isinstance(job(machine.tick(1.1 + ORPHAN_S)), CloseJob)
+
+
+# -- what it tells of itself ----------------------------------------------------------------------
+
+
+def test_survivors_tell_how_many_positions_they_hold() -> None:
+    hop = opened()
+    hop.passes(0)
+    hop.takes(1)  # not computed yet
+    assert hop.hears(OWNER, wide(1, attempt=1)) == [Send(OWNER, Accept(SESSION, 1, 1, ROWS))]
+
+
+def test_a_pong_tells_how_long_a_token_takes() -> None:
+    hop = opened()
+    for number in range(3):
+        taken = hop.takes(number, number, rows=1)
+        hop.now_s += 0.5
+        hop.does(taken, taken.payload)
+    hop.passes(3, 3)  # more rows than one: not a token
+    [pong] = told(hop.hears(OWNER, Ping(SESSION, 5)))
+    assert pong == Pong(SESSION, 5, (Progress(2, 3, False, 0.5),))
+
+
+def test_an_owner_may_have_a_hop_meet_a_stand_in() -> None:
+    hop = opened(strangers=frozenset({THIRD}))
+    acquaint = Acquaint(SESSION, 2, SPARE)
+    for stranger in (FIRST, SPARE):
+        assert hop.hears(stranger, acquaint) == []
+    assert hop.hears(OWNER, Acquaint(SESSION, 2, THIRD)) == []
+    assert hop.hears(OWNER, Acquaint(SESSION, 4, SPARE)) == []
+    assert hop.hears(OWNER, acquaint) == [Send(SPARE, Probe(0))]
+    for number in range(10):  # nobody is knocked up again and again
+        assert hop.hears(OWNER, Acquaint(SESSION, 2, peer(20 + number))) == []
+    hop.now_s = ACQUAINT_INTERVAL_S
+    assert hop.hears(OWNER, acquaint) == [Send(SPARE, Probe(0))]
+
+
+# -- leaving --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_leaves_asks_owners_to_go_until_they_have() -> None:
+    hop = opened()
+    hop.passes(0)
+    leaving = Send(OWNER, Leaving(SESSION, 0, 1, ROWS, ROWS * POSITION_BYTES))
+    assert hop.machine.drain(10.0) == [leaving]
+    assert hop.machine.tick(10.1) == []
+    assert hop.machine.tick(10.0 + LEAVING_INTERVAL_S) == [leaving]
+    assert hop.machine.tick(10.1 + LEAVING_INTERVAL_S) == []
+    assert numbers(hop.passes(1)) == [1]
+    hop.hears(OWNER, Close(SESSION))
+    assert hop.machine.tick(20.0) == []
+
+
+def test_a_worker_that_leaves_takes_no_new_sessions_and_repairs_those_it_has() -> None:
+    hop = opened()
+    hop.machine.drain(0.0)
+    newcomer = msgspec.structs.replace(wide(1), session=SessionId(b"n" * 16))
+    [refusal] = told(hop.hears(OWNER, newcomer))
+    assert isinstance(refusal, Refuse)
+    assert refusal.reason == "this worker is leaving"
+    assert told(hop.hears(OWNER, wide(1, attempt=1))) == [Accept(SESSION, 1, 1)]
+
+
+def test_owners_are_not_asked_to_go_before_they_came() -> None:
+    hop = Driven()
+    hop.hears(OWNER, wide(1))
+    assert hop.machine.drain(0.0) == []
