@@ -132,15 +132,16 @@ class Feeds:
     # -- what ends them -----------------------------------------------------------------------
 
     def adopt(self, hosted: Hosted, message: Open) -> FrameFeed | None:
-        """The feed of a stand-in that is the next hop from now on: its flow goes on."""
+        """The feed of a stand-in that is the next hop from now on: its flow goes on, if that is
+        the attempt for which it was fed."""
         entry = self._entries.get(hosted.key)
         if entry is None or entry.is_over or not isinstance(entry.feed, FrameFeed):
             return None
         asked, below = entry.feed.asked, message.path[message.index + 1 : message.index + 2]
-        if asked.attempt != message.attempt or all(hop.peer != asked.peer for hop in below):
+        if all(hop.peer != asked.peer for hop in below):
             return None
         del self._entries[hosted.key]
-        return entry.feed
+        return entry.feed if asked.attempt == message.attempt else None
 
     def withdraw(self, key: HopKey, frame: Kept) -> None:
         """A retained frame was replaced."""

@@ -153,6 +153,15 @@ def test_an_unanswered_step_that_was_fed_is_sent_again_without_a_complaint() -> 
     assert numbers(hop.hears(SPARE, _credit(2, 4))) == []
 
 
+def test_a_stand_in_that_is_needed_under_another_attempt_is_fed_by_that() -> None:
+    hop = _hop(WINDOW)
+    hop.passes(WINDOW)
+    hop.hears(OWNER, feed(cache=False))
+    again = wide(1, attempt=STAND_IN + 1, path=REROUTED, replay_positions=ROWS, rebuild_until=2)
+    assert numbers(hop.opens(again)) == [0]
+    assert hop.hears(SPARE, _credit(4, 4)) == []
+
+
 def test_a_repair_elsewhere_leaves_a_feed_alone() -> None:
     hop = _hop(WINDOW)
     hop.passes(WINDOW)
