@@ -19,12 +19,21 @@ from gennode.cli.options import (
     tame_threads,
     transport_option,
 )
-from gennode.cli.output import JSON_OPTION, note, print_json, progress, route_text, short
+from gennode.cli.output import (
+    JSON_OPTION,
+    counted,
+    note,
+    print_json,
+    progress,
+    route_text,
+    short,
+)
 from gennode.errors import NetworkError, UsageError
 
 if TYPE_CHECKING:
-    from gennode.node.ask import Answer
+    from gennode.node.ask import Answer, Failover
     from gennode.node.sessions.journal import Interrupted, Journal, Journals
+    from gennode.wire.ids import PeerId
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -229,7 +238,7 @@ def run_ask(
 
     from gennode.engine.sample import Sampling
     from gennode.engine.seam import ChatMessage
-    from gennode.node.ask import Asker, Failover, asking
+    from gennode.node.ask import Asker, asking
 
     sampling = Sampling(
         temperature=how["temperature"],
@@ -241,8 +250,7 @@ def run_ask(
     known = names or {}
 
     def on_failover(failover: Failover) -> None:
-        lost = ", ".join(known.get(peer, short(peer)) for peer in failover.lost)
-        note(f"\n[lost {lost}: {failover.reason}; now {route_text(failover.after, known)}]")
+        note(f"\n[{_failover_text(failover, known)}; now {route_text(failover.after, known)}]")
 
     def on_text(text: str) -> None:
         print(text, end="", flush=True)
@@ -264,6 +272,7 @@ def run_ask(
             progress=progress,
             peers=peers,
             frugal=how["cheapest"],
+            replicate=how["replicate"],
             on_failover=on_failover if not as_json else lambda _failover: None,
         ) as asker:
             asker.remembered = remembered
@@ -277,6 +286,21 @@ def run_ask(
     asyncio.run(ask())
 
 
+def _failover_text(failover: Failover, names: dict[PeerId, str]) -> str:
+    lost = ", ".join(names.get(peer, short(peer)) for peer in failover.lost)
+    return f"{lost} {failover.reason}" if failover.is_planned else f"lost {lost}: {failover.reason}"
+
+
 def _summary(answer: Answer) -> str:
-    speed = f", {answer.seconds_per_token * 1e3:.1f} ms each" if answer.tokens[1:] else ""
-    return f"[{len(answer.tokens)} tokens{speed}, {len(answer.failovers)} failovers]"
+    told = [counted(len(answer.tokens), "token")]
+    if answer.resumed_tokens:
+        told.append(f"{answer.resumed_tokens} of them from before")
+    if answer.seconds_per_token:
+        told.append(f"{answer.seconds_per_token * 1e3:.1f} ms each")
+    planned = sum(failover.is_planned for failover in answer.failovers)
+    told.append(counted(len(answer.failovers) - planned, "failover"))
+    if planned:
+        told.append(counted(planned, "handover"))
+    if answer.failovers:
+        told.append(f"longest wait {answer.longest_gap_s:.2f} s")
+    return f"[{', '.join(told)}]"

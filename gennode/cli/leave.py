@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from gennode.cli.options import state_option
-from gennode.cli.output import JSON_OPTION, note, print_json
+from gennode.cli.output import JSON_OPTION, counted, note, print_json
 from gennode.errors import NetworkError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -69,15 +69,11 @@ def run_leave(state: Path, *, at_once: bool, as_json: bool) -> None:
 
 def tell_leaving(sessions: int) -> None:
     """What a node waits for that leaves."""
-    note(f"leaving: {_count(sessions)} to hand over …" if sessions else "leaving …")
+    note(f"leaving: {counted(sessions, 'session')} to hand over …" if sessions else "leaving …")
 
 
 def left_text(left_behind: int) -> str:
     """How it went."""
     if not left_behind:
         return "left."
-    return f"left, and {_count(left_behind)} behind: their owners find others."
-
-
-def _count(sessions: int) -> str:
-    return f"{sessions} session{'s' * (sessions != 1)}"
+    return f"left, and {counted(left_behind, 'session')} behind: their owners find others."

@@ -221,6 +221,12 @@ def sampling_options(command: F) -> F:
             help="Prefer a low price to a quick answer, while workers have room.",
         ),
         click.option(
+            "--replicate",
+            is_flag=True,
+            help="Have other workers keep copies of what this answer's workers hold: after a "
+            "failure a long answer goes on sooner. It costs them upload.",
+        ),
+        click.option(
             "--chat",
             is_flag=True,
             help="Tell the prompt as a user's message, by the model's chat template: for models "

@@ -55,6 +55,11 @@ def spans_text(spans: Sequence[Span]) -> str:
     return ",".join(str(span) for span in spans) or "none"
 
 
+def counted(count: int, word: str) -> str:
+    """So many of something: 1 session, 2 sessions."""
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
 @contextmanager
 def progress(title: str, *, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
     """A progress bar that is told (done, in all); silent where nobody watches."""

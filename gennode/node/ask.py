@@ -31,7 +31,7 @@ from gennode.node.sessions.journal import MAX_WORDS, Header, Journal, Journals
 from gennode.node.state import hash_cache
 from gennode.node.transports import Listening, TransportName
 from gennode.wire.fields import CodecName
-from gennode.wire.ids import Hop, ModelId, PeerId
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
 from gennode.wire.release import Line, is_line, parse_line
 from gennode.wire.signing import SEED_BYTES, Key
 
@@ -61,6 +61,8 @@ class Answer(msgspec.Struct, frozen=True):
     resumed_tokens: int
     """How many of them an earlier run gave out; the times are of the others."""
     route: tuple[Hop, ...]
+    standins: tuple[tuple[Hop, ...] | None, ...]
+    """For each hop of the route, who was chosen to take its place; None where nobody was yet."""
     codec: CodecName
     first_token_s: float
     seconds_per_token: float
@@ -83,7 +85,9 @@ class Asker:
     """Whom somebody who resumes an answer is to meet first."""
     failovers: list[Failover] = field(default_factory=list)
     route: tuple[Hop, ...] = ()
+    standins: tuple[tuple[Hop, ...] | None, ...] = ()
     tokens_given: int = 0
+    _session: SessionId = SessionId(b"")
 
     async def ask(
         self,
@@ -146,7 +150,7 @@ class Asker:
         on_route: Callable[[tuple[Hop, ...]], None],
     ) -> Answer:
         self.failovers.clear()
-        self.route = ()
+        self.route = self.standins = ()
         tokens, times_s = [*given], [time.perf_counter()]
         self.tokens_given = len(tokens)
         text = TextStream(self.owner.detokenize)
@@ -158,6 +162,8 @@ class Asker:
                 times_s.append(time.perf_counter())
                 if len(tokens) == len(given):
                     on_route(self.route)
+                if not self.failovers:  # they are chosen once the answer has begun
+                    self.standins = self.node.machine.owning.standins(self._session)
                 tokens.append(token)
                 self.tokens_given = len(tokens)
                 if journal is not None:
@@ -172,6 +178,7 @@ class Asker:
             tokens=tuple(tokens),
             resumed_tokens=len(given),
             route=self.route,
+            standins=self.standins,
             codec=self.node.codec,
             first_token_s=first_token_s,
             seconds_per_token=sum(gaps_s) / len(gaps_s) if gaps_s else 0.0,
@@ -182,7 +189,7 @@ class Asker:
     def heard(self, event: Opened | Rerouted) -> None:
         """Remember the route, and each change of it."""
         if isinstance(event, Opened):
-            self.route = event.route
+            self._session, self.route = event.session, event.route
             return
         failover = Failover(
             lost=event.lost,
@@ -207,12 +214,14 @@ async def asking(
     progress: ShowProgress = unwatched,
     peers: Path | None = None,
     frugal: bool = False,
+    replicate: bool = False,
 ) -> AsyncIterator[Asker]:
     """An owner on the mesh that knows workers for every layer, if there are any.
 
     `model`: a folder, a name or an id; or `PEER/NAME` for the newest version of a line.
     `peers`: the file by which it finds old acquaintances again, if it is given no `bootstrap`.
     `frugal`: a low price counts for more than a quick answer, as long as workers have room.
+    `replicate`: stand-ins get copies of the workers' caches.
     """
     owner, named = None, model
     if not is_model_id(model) and not is_line(model):
@@ -230,6 +239,7 @@ async def asking(
     ) as started:
         node = started.node
         node.machine.owning.be_frugal(frugal)
+        node.replicate = replicate
         with progress("looking for workers", unit="steps"):
             await node.bootstrap(bootstrap)
             if owner is not None:

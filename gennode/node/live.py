@@ -68,6 +68,8 @@ class LiveNode:
         self.workers: dict[ModelId, Worker] = {}
         """What is hosted, retired models too until they are dropped."""
         self._seeking: dict[ModelId, asyncio.Task[None]] = {}
+        self.replicate = False
+        """Whether stand-ins get copies of the caches of our own sessions."""
         self.is_leaving = False
         """Whether it only waits for its sessions to go over to others."""
         self._past_work = Work()
@@ -327,4 +329,4 @@ class LiveNode:
         self, owner: OwnerEngine, *, max_positions: int
     ) -> AbstractAsyncContextManager[LivePipeline]:
         """A session on the best route of the moment; satisfies `prompt.Swarm`."""
-        return self._sessions.open(owner, max_positions=max_positions)
+        return self._sessions.open(owner, max_positions=max_positions, replicate=self.replicate)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from gennode.engine.sample import Sampling
 from gennode.errors import ResourceError, UsageError
 from gennode.node.alone import Alone
 from gennode.node.ask import Answer, Asker, asking
-from gennode.node.control import NodeStatus, ask_status
-from gennode.node.state import NodeCard
+from gennode.node.control import NodeStatus, ask_status, tell_to_leave
+from gennode.node.prompt import answer
+from gennode.node.state import NodeCard, StateFolder
 from gennode.node.testnet import Testnet, WorkerOptions
 from gennode.wire.ids import Span
 from tests.node.toys import WAIT_S, tokens_of
@@ -82,8 +83,8 @@ async def hurt_at_token(
             hurt.append(names[asker.route[place].peer])
             testnet.send_signal(hurt[0], kind)
 
-    answer = await asker.ask(PROMPT, SAMPLING, on_text=on_text)
-    return answer, hurt[0], time.monotonic() - start_s
+    whole = await asker.ask(PROMPT, SAMPLING, on_text=on_text)
+    return whole, hurt[0], time.monotonic() - start_s
 
 
 async def test_the_same_tokens_though_a_worker_is_killed_and_another_stopped(
@@ -111,6 +112,55 @@ async def test_the_same_tokens_though_a_worker_is_killed_and_another_stopped(
         assert len(stopped.failovers) == 1
         print(f"with one worker stopped the answer took {spent_s:.1f} s")
         assert spent_s < 20.0
+
+
+async def test_a_worker_that_is_told_to_go_hands_its_session_over_first(tmp_path: Path) -> None:
+    truth = await expected()
+    async with raised(tmp_path, SPANS * 2) as (testnet, asker):
+        changed = asyncio.Event()
+        asker.on_failover = lambda _failover: changed.set()
+        names = {card.peer: name for name, card in testnet.cards().items()}
+        tokens: list[int] = []
+        async with aclosing(answer(PROMPT, asker.owner, asker.node, SAMPLING)) as stream:
+            async for token in stream:
+                tokens.append(token)
+                if len(tokens) == HURT_AT:
+                    leaver = testnet.send_signal(names[asker.route[1].peer], signal.SIGTERM)
+                    await changed.wait()
+        assert tuple(tokens) == truth
+        [failover] = asker.failovers
+        assert failover.is_planned
+        assert failover.lost == (leaver.peer,)
+        name = names[leaver.peer]
+        deadline_s = time.monotonic() + WAIT_S
+        while StateFolder(tmp_path / name).is_running():
+            assert time.monotonic() < deadline_s
+        assert "1 session to hand over" in testnet.log_tail(name)
+        assert testnet.log_tail(name).endswith("left.")
+
+
+async def test_a_worker_that_is_told_twice_leaves_its_sessions_behind(tmp_path: Path) -> None:
+    async with (
+        raised(tmp_path, SPANS) as (testnet, asker),  # nobody could take them over
+        asker.node.open(asker.owner, max_positions=16),
+    ):
+        control = testnet.cards()["worker-2"].control
+        waiting = asyncio.Event()
+        waits: list[int] = []
+
+        def on_waiting(sessions: int) -> None:
+            waits.append(sessions)
+            waiting.set()
+
+        async with asyncio.TaskGroup() as group:
+            leaving = tell_to_leave(control, at_once=False, on_waiting=on_waiting)
+            first = group.create_task(leaving)
+            await waiting.wait()
+            assert (await ask_status(control)).is_leaving
+            again = tell_to_leave(control, at_once=False, on_waiting=on_waiting)
+            second = group.create_task(again)
+        assert (first.result(), second.result()) == (1, 1)
+        assert set(waits) == {1}
 
 
 async def test_a_worker_that_is_told_to_go_says_goodbye(tmp_path: Path) -> None:

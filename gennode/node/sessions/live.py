@@ -35,8 +35,13 @@ class LiveSessions:
         self._awaited: dict[SessionId, dict[int, asyncio.Future[States]]] = {}
 
     @asynccontextmanager
-    async def open(self, owner: OwnerEngine, *, max_positions: int) -> AsyncIterator[LivePipeline]:
-        """A session on the best route of the moment; satisfies `prompt.Swarm`."""
+    async def open(
+        self, owner: OwnerEngine, *, max_positions: int, replicate: bool
+    ) -> AsyncIterator[LivePipeline]:
+        """A session on the best route of the moment.
+
+        `replicate`: have stand-ins keep copies of the hops' caches.
+        """
         loop = asyncio.get_running_loop()
         session, actions = self._machine.open_session(
             model=owner.model,
@@ -45,6 +50,7 @@ class LiveSessions:
             codec=self._codec,
             max_positions=max_positions,
             now_s=time.monotonic(),
+            replicate=replicate,
         )
         self._opened[session] = loop.create_future()
         self._awaited[session] = {}
