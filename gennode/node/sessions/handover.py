@@ -81,9 +81,7 @@ class Handovers:
         if isinstance(message, Failed):
             if sender not in self._course.peers | _peers(feeding):
                 raise RemoteError("a failure comes from a peer that has no part in a handover")
-            # A cache that does not fit is its donor's fault, as is what the donor can't send.
-            at_fault = not feeding.by_cache and sender in _peers(feeding)
-            return self._failed(feeding, now_s, spurn=at_fault)
+            return self._failed(feeding, now_s)
         if isinstance(message, Credit):
             if feeding.flow is None or sender != feeding.flow.peer:
                 raise RemoteError("a credit comes from a peer that was sent nothing")
@@ -150,7 +148,7 @@ class Handovers:
         actions: list[Action] = []
         for one in self._all():
             if not one.is_fed and now_s - one.since_s > HANDOVER_LIMIT_S:
-                actions += self._failed(one, now_s, spurn=not one.by_cache)
+                actions += self._failed(one, now_s)
         if self._planned is None and self._wishes:
             actions += self._begin(avoid, now_s)
         if self._planned is None and self._course.terms.replicate:
@@ -210,13 +208,13 @@ class Handovers:
                 actions += self._replicas[hop].open()
         return actions
 
-    def _failed(self, feeding: Feeding, now_s: float, *, spurn: bool) -> list[Action]:
-        """Let a stand-in go. `spurn`: it is at fault, or may be."""
-        if feeding is self._planned:
-            wish = self._wishes.get(feeding.hop)
-            if wish:
-                wish.tries, wish.again_s = wish.tries - 1, now_s + PAUSE_S
-        if spurn:
+    def _failed(self, feeding: Feeding, now_s: float, *, spurn: bool = False) -> list[Action]:
+        """Let a stand-in go. `spurn`: it is at fault; it may be as well wherever no donor is."""
+        wish = self._wishes.get(feeding.hop)
+        if wish and feeding is self._planned:
+            wish.tries -= 1
+            wish.again_s = now_s if feeding.by_cache else now_s + PAUSE_S
+        if spurn or not feeding.by_cache:
             for peer in _peers(feeding):
                 self._standins.spurn(peer, now_s)
         return self._forget([feeding])

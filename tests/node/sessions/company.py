@@ -89,7 +89,8 @@ class Company:
 
     directory: Directory = field(default_factory=lambda: Directory(spares(SPARE, OTHER)))
     terms: SessionTerms = TERMS
-    limits: HopLimits = field(default_factory=HopLimits)
+    scarce: frozenset[PeerId] = frozenset()
+    """Who has no memory for frames."""
     now_s: float = 0.0
     dead: set[PeerId] = field(default_factory=set)
     held: Callable[[Letter], bool] = lambda _letter: False
@@ -101,6 +102,9 @@ class Company:
     events: list[Event] = field(default_factory=list)
     answers: dict[int, States] = field(default_factory=dict)
 
+    job_s: dict[PeerId, float] = field(default_factory=dict)
+    """How long a worker takes for any job; everybody waits for it."""
+
     def __post_init__(self) -> None:
         model = HostedModel(
             MODEL, LAYERS, TOY_DIM, 32_768, lambda _span: True,
@@ -109,7 +113,8 @@ class Company:
         self.hops: dict[PeerId, HopMachine] = {}
         self.engines = {one: Engine() for one in (FIRST, SECOND, THIRD, SPARE, OTHER)}
         for one in self.engines:
-            self.hops[one] = HopMachine(one, self.limits)
+            limits = HopLimits(retained_bytes=100) if one in self.scarce else HopLimits()
+            self.hops[one] = HopMachine(one, limits)
             self.hops[one].host(model)
         self.whole = Engine()
         self.whole.shard.open("truth", Span(0, LAYERS), 4096)
@@ -179,6 +184,7 @@ class Company:
                     payload = bytes(action.payload)
                     self.letters.append((who, action.peer, action.message, payload))
                 case Run():
+                    self.now_s += self.job_s.get(who, 0.0)
                     outcome = self.engines[who].do(action.job)
                     done = self.hops[who].computed(action.job, outcome, self.now_s)
                     self.act(who, done)
