@@ -173,6 +173,11 @@ class PeerMachine:
         """Sessions that pass through this peer now."""
         return self._hops.sessions
 
+    @property
+    def held_bytes(self) -> tuple[int, int]:
+        """Of those sessions: what waits for the engine, and the frames that are kept in memory."""
+        return self._hops.queued_bytes, self._hops.retained_bytes
+
     def drain(self, now_s: float) -> list[Action]:
         """Announce no layers any more, refuse new sessions, and ask the owners of those that run
         to go elsewhere; until they have, their steps are computed."""

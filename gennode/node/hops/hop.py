@@ -92,6 +92,16 @@ class HopMachine:
         """Sessions that pass through here now."""
         return self._admission.sessions
 
+    @property
+    def queued_bytes(self) -> int:
+        """What waits for the engine."""
+        return self._queue.size_bytes
+
+    @property
+    def retained_bytes(self) -> int:
+        """The frames that are kept in memory."""
+        return sum(hosted.retained.memory_bytes for hosted in self._hosted.values())
+
     def sessions_of(self, model: ModelId) -> int:
         """Those of them that run on one model."""
         return self._admission.sessions_of(model)
