@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -15,7 +17,20 @@ from gennode.node.sessions.session import SEEK_LIMIT_S, SessionMachine
 from gennode.node.sessions.vigil import WORK_LIMIT_S
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
-from gennode.wire.messages import Accept, Close, Failed, Open, Ping, Pong, Progress, Refuse, Step
+from gennode.wire.messages import (
+    Accept,
+    Close,
+    Credit,
+    Failed,
+    Fed,
+    Leaving,
+    Open,
+    Ping,
+    Pong,
+    Progress,
+    Refuse,
+    Step,
+)
 from tests.node.conftest import (
     FIRST,
     LAYERS,
@@ -26,7 +41,7 @@ from tests.node.conftest import (
     THIRD,
     frame,
 )
-from tests.node.sessions.scouts import accept_all, nobody, sent, session, spare
+from tests.node.sessions.scouts import TERMS, accept_all, nobody, sent, session, spare
 
 
 def _ready(find: FindHops = spare) -> SessionMachine:
@@ -162,6 +177,16 @@ def test_late_answers_of_an_older_attempt_are_ignored() -> None:
         (SPARE, Accept(SESSION, 0, 1), b""),
         (SECOND, Accept(SESSION, 0, 9), b""),
         (FIRST, Failed(SESSION, 0, 2, 0, "that one"), b""),
+        (THIRD, Failed(SESSION, 0, 63, 0, "no such one"), b""),
+        (SPARE, Credit(SESSION, 0, 0, 1), b""),
+        (SECOND, Credit(SESSION, 0, 0, 1), b""),
+        (FIRST, Credit(SESSION, 0, 0, 1 << 53), b""),
+        (SPARE, Fed(SESSION, 0, 2, 0), b""),
+        (SECOND, Fed(SESSION, 0, 1, 0), b""),
+        (THIRD, Fed(SESSION, 0, 2, 1 << 20), b""),
+        (SPARE, Leaving(SESSION, 0, 1, 0, 0), b""),
+        (SECOND, Leaving(SESSION, 0, 0, 0, 0), b""),
+        (SECOND, Leaving(SESSION, 0, 9, 0, 0), b""),
     ],
 )
 def test_breaches_are_the_senders(sender: PeerId, message: Step, payload: bytes) -> None:
@@ -169,6 +194,51 @@ def test_breaches_are_the_senders(sender: PeerId, message: Step, payload: bytes)
     machine.submit(0, 1, 1, frame(), 0.0)
     with pytest.raises(RemoteError):
         machine.receive(sender, message, payload, 0.1)
+
+
+@pytest.mark.parametrize("attempt", [1, 7, 1 << 53])
+def test_attempts_that_were_never_begun_are_nobodys(attempt: int) -> None:
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    for sender in (SPARE, SECOND):
+        for message in (
+            Accept(SESSION, attempt, 1, 1 << 20), Refuse(SESSION, attempt, 1, "no"),
+            Failed(SESSION, attempt, 1, 0, "no"), Credit(SESSION, attempt, 0, 1 << 53),
+            Fed(SESSION, attempt, 1, 1 << 20), Leaving(SESSION, attempt, 1, 0, 0),
+        ):  # fmt: skip
+            assert machine.receive(sender, message, b"", 0.1) == []
+    assert len(machine.receive(THIRD, _result(0), frame(), 0.1)) == 1
+
+
+def test_floods_of_what_hops_may_say_lead_to_nothing() -> None:
+    machine = _ready()
+    _answer(machine, 3)
+    said = 0
+    for number in range(5000):
+        for message in (
+            Accept(SESSION, 0, 1, number), Credit(SESSION, 0, 0, 0),
+            Leaving(SESSION, 0, 1, number, number), Pong(SESSION, number, ()),
+            Pong(SESSION, 0, tuple(Progress(at, number, True, 1e9) for at in range(64))),
+        ):  # fmt: skip
+            sender = FIRST if isinstance(message, Credit) else SECOND
+            said += len(machine.receive(sender, message, b"", 0.1))
+    assert said == 0
+    machine.submit(3, 1, 1, frame(), 0.2)
+    assert len(machine.receive(THIRD, _result(3), frame(), 0.3)) == 1
+
+
+def test_a_long_prompt_waits_for_credit() -> None:
+    machine = session(terms=replace(TERMS, dim=8192))
+    accept_all(machine, machine.start(0.0), 0.0)
+    chunk = bytes(256 * 8192 * 4)  # half a window
+    sent_now = [len(sent(machine.submit(256 * at, 256, 0, chunk, 0.0)[1], Step)) for at in range(4)]
+    assert sent_now == [1, 1, 0, 0]
+    actions = machine.receive(FIRST, Credit(SESSION, 0, 0, len(chunk)), b"", 0.1)
+    assert [m.number for _, m in sent(actions, Step) if isinstance(m, Step)] == [2]
+    told = accept_all(machine, machine.peer_down(SECOND, "gone", 0.2), 0.3)
+    again = [m.number for _, m in sent(told, Step) if isinstance(m, Step)]
+    assert again == [0, 1]  # a new attempt is a new flow
+    assert machine.receive(FIRST, Credit(SESSION, 0, 0, len(chunk)), b"", 0.4) == []
 
 
 def test_a_result_that_is_not_finite_costs_the_last_hop_its_place() -> None:

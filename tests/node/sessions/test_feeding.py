@@ -1,0 +1,141 @@
+"""Stand-ins that are fed: what they may say, and what they are believed."""
+
+from __future__ import annotations
+
+import pytest
+
+from gennode.errors import RemoteError
+from gennode.node.sessions.course import Course
+from gennode.node.sessions.feeding import Feeding
+from gennode.node.sessions.handover import Handovers
+from gennode.node.sessions.standins import StandIns
+from gennode.wire.ids import Hop, PeerId
+from gennode.wire.messages import Accept, Credit, Failed, Fed, Feed, Leaving, Refuse, Step
+from tests.node.conftest import FIRST, PATH, SECOND, SESSION, SPARE, THIRD, frame
+from tests.node.sessions.company import OTHER
+from tests.node.sessions.scouts import TERMS, Directory, opens, sent, spares
+
+
+def course(steps: int = 10) -> Course:
+    """A session with answered steps of one position each."""
+    made = Course(TERMS, PATH)
+    for position in range(steps):
+        made.steps.answer(made.steps.add(position, 1, 1, frame()))
+    return made
+
+
+def fed(place: int, *, by_cache: bool) -> tuple[Course, Feeding]:
+    made = course()
+    hop = PATH[place]
+    return made, Feeding(made, hop, (Hop(SPARE, hop.span),), 0.0, by_cache=by_cache)
+
+
+@pytest.mark.parametrize("by_cache", [True, False])
+def test_a_stand_in_is_opened_on_the_path_to_be(by_cache: bool) -> None:
+    made, feeding = fed(1, by_cache=by_cache)
+    [(peer, message)] = opens(feeding.open())
+    assert peer == SPARE
+    assert message.path == (PATH[0], Hop(SPARE, PATH[1].span), PATH[2])
+    assert (message.attempt, message.index, message.rebuild_until) == (1, 1, 1)
+    assert message.donor == (SECOND if by_cache else None)
+    assert made.attempt == 0  # the session goes on as it was
+
+
+def test_who_feeds_it() -> None:
+    for place, by_cache, source, layer in ((1, True, SECOND, 2), (1, False, FIRST, 0)):
+        _, feeding = fed(place, by_cache=by_cache)
+        [(peer, message)] = sent(feeding.accepted(place), Feed)
+        assert (peer, message) == (source, Feed(SESSION, layer, SPARE, 1, 0, by_cache))
+    _, feeding = fed(0, by_cache=False)
+    steps = [m for peer, m in sent(feeding.accepted(0), Step) if peer == SPARE]
+    assert all(isinstance(m, Step) and m.rebuild and m.attempt == 1 for m in steps)
+    assert len(steps) == 10
+
+
+def test_it_is_fed_when_it_has_what_was_known() -> None:
+    made, feeding = fed(1, by_cache=True)
+    assert not feeding.is_fed
+    feeding.accepted(1)
+    made.steps.answer(made.steps.add(10, 1, 1, frame()))
+    known = []
+    for positions in (9, 10, 3):  # the last one is late
+        feeding.took(1, positions)
+        known.append((feeding.fed, feeding.is_fed))
+    assert known == [(9, False), (10, True), (10, True)]
+
+
+@pytest.mark.parametrize(("index", "positions"), [(1, 11), (1, 1 << 20), (0, 5), (2, 5), (63, 5)])
+def test_what_it_can_not_have_is_a_breach(index: int, positions: int) -> None:
+    _, feeding = fed(1, by_cache=True)
+    feeding.accepted(1)
+    with pytest.raises(RemoteError):
+        feeding.took(index, positions)
+
+
+def handed_over(place: int = 1) -> Handovers:
+    """A handover that has begun."""
+    made, directory = course(), Directory(spares(SPARE, OTHER))
+    handovers = Handovers(made, directory, StandIns(made, directory))
+    handovers.is_leaving(PATH[place], 10, 1000)
+    assert opens(handovers.tick((), 0.0))
+    return handovers
+
+
+STRANGER = PeerId("12D3KooWStranger")
+
+
+@pytest.mark.parametrize(
+    ("sender", "message"),
+    [
+        (STRANGER, Accept(SESSION, 1, 1)),
+        (SECOND, Accept(SESSION, 1, 1)),
+        (SPARE, Accept(SESSION, 1, 0)),
+        (SPARE, Accept(SESSION, 1, 63)),
+        (STRANGER, Refuse(SESSION, 1, 1, "no")),
+        (STRANGER, Failed(SESSION, 1, 1, 0, "no")),
+        (STRANGER, Credit(SESSION, 1, 0, 0)),
+        (SPARE, Credit(SESSION, 1, 2, 0)),
+        (STRANGER, Fed(SESSION, 1, 1, 5)),
+        (FIRST, Fed(SESSION, 1, 1, 5)),
+        (SPARE, Fed(SESSION, 1, 0, 5)),
+        (SPARE, Fed(SESSION, 1, 1, 1 << 20)),
+        (THIRD, Leaving(SESSION, 1, 1, 0, 0)),
+    ],
+)
+def test_breaches_are_the_senders(sender: PeerId, message: Accept) -> None:
+    handovers = handed_over()
+    feeding = handovers.under(1)
+    assert feeding is not None
+    with pytest.raises(RemoteError):
+        handovers.receive(feeding, sender, message, 0.1)
+    assert handovers.under(1) is feeding  # and it goes on
+
+
+def test_credit_of_a_first_hop_to_be_counts_for_what_it_was_sent() -> None:
+    handovers = handed_over(0)
+    feeding = handovers.under(1)
+    assert feeding is not None
+    with pytest.raises(RemoteError):
+        handovers.receive(feeding, SPARE, Credit(SESSION, 1, 0, 1), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("sender", "message"),
+    [
+        (SPARE, Refuse(SESSION, 1, 1, "no room")),
+        (SPARE, Leaving(SESSION, 1, 1, 0, 0)),
+        (SPARE, Failed(SESSION, 1, 1, 0, "the cache does not fit")),
+        (SECOND, Failed(SESSION, 1, 1, 0, "the cache can't be handed over")),
+    ],
+)
+def test_what_goes_wrong_ends_it_and_it_is_tried_again(sender: PeerId, message: Accept) -> None:
+    handovers = handed_over()
+    feeding = handovers.under(1)
+    assert feeding is not None
+    handovers.receive(feeding, sender, message, 0.1)
+    assert handovers.under(1) is None
+    [(peer, again)] = opens(handovers.tick((), 3.0))
+    is_spared = isinstance(message, Failed)  # it may well be the donor's fault
+    assert peer == (SPARE if is_spared else OTHER)
+    assert again.attempt == 2
+    assert again.donor is None  # by frames this time
