@@ -7,8 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from gennode.engine.seam import CachePages, StepInput
-from gennode.errors import LocalError
+from gennode.engine.seam import CachePart, StepInput
+from gennode.errors import LocalError, RemoteError
 from gennode.wire.ids import Span
 
 
@@ -89,6 +89,26 @@ def check_truncate(new_length: int, length: int) -> None:
         raise LocalError(f"a sequence of {length} positions can't be cut to {new_length}")
 
 
+def check_export(start: int, end: int, length: int) -> None:
+    """LocalError unless a sequence of so many positions has these."""
+    if not 0 <= start <= end <= length:
+        raise LocalError(f"positions {start} to {end} are not cached, of {length} that are")
+
+
+def check_part(part: CachePart, layout: str, span: Span, known: Sequenced, row_bytes: int) -> None:
+    """RemoteError unless a part fits behind what a sequence has.
+
+    `row_bytes`: what one position takes over `span`.
+    """
+    if part.layout != layout or part.span != span:
+        raise RemoteError("a part of a cache is laid out in another way, or of other layers")
+    if part.start != known.length or not part.start <= part.end <= known.max_positions:
+        raise RemoteError(f"a part of a cache for positions {part.start} to {part.end} comes to "
+                          f"{known.length} of {known.max_positions}")  # fmt: skip
+    if len(part.payload) != (part.end - part.start) * row_bytes:
+        raise RemoteError("a part of a cache is not as long as its positions")
+
+
 class OwnCaches:
     """The part of a ShardEngine whose sequences share nothing and can't move elsewhere."""
 
@@ -103,10 +123,14 @@ class OwnCaches:
     def forget(self, kept: int) -> None:
         """Nothing is kept."""
 
-    def export(self, sequence: Hashable) -> CachePages:
-        """LocalError: its caches have no pages."""
+    def cache_position_bytes(self, span: Span) -> int:
+        """0: caches stay here."""
+        return 0
+
+    def export(self, sequence: Hashable, start: int, end: int) -> CachePart:
+        """LocalError: its caches can't be laid out for others."""
         raise LocalError("this engine's caches can't be exported")
 
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """LocalError: its caches have no pages."""
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        """LocalError: the same."""
         raise LocalError("this engine's caches can't be restored")

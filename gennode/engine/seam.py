@@ -53,17 +53,18 @@ class ChatMessage:
 
 
 @dataclass(frozen=True)
-class CachePages:
-    """A sequence's cache, for another engine to go on from.
+class CachePart:
+    """A sequence's cache of positions `[start, end)`, for another engine to go on from.
 
-    `layout`: engines of equal layout understand each other's pages; `pages`: in order, each
-    with the keys and values of some positions in every layer of `span`.
+    `layout`: engines of equal layout understand each other's parts. The payload holds, for each
+    layer of `span`, the keys and values of these positions.
     """
 
     layout: str
     span: Span
-    positions: int
-    pages: tuple[bytes, ...]
+    start: int
+    end: int
+    payload: bytes
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,18 @@ class ShardEngine(Protocol):
     def forget(self, kept: int) -> None:
         """Hold it no longer. Idempotent; sequences that adopted it are not touched."""
 
-    def export(self, sequence: Hashable) -> CachePages:
-        """A sequence's whole cache; LocalError from engines that can't."""
+    def cache_position_bytes(self, span: Span) -> int:
+        """What one position of a sequence over `span` takes in a part of its cache; 0 from
+        engines that can't export. May be asked from any thread."""
 
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """Give an empty sequence what another engine exported; RemoteError unless it fits."""
+    def export(self, sequence: Hashable, start: int, end: int) -> CachePart:
+        """A sequence's cache of positions `[start, end)`; LocalError from engines that can't."""
+
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        """Lengthen a sequence by what another engine exported of the positions that follow.
+
+        RemoteError unless it fits: the sequence keeps what it had.
+        """
 
     def profile(self) -> Profile:
         """Measure (once) and report; at least one layer must be loaded."""

@@ -16,14 +16,16 @@ import numpy.typing as npt
 
 from gennode.engine.contract import (
     check_batch,
+    check_export,
     check_open,
+    check_part,
     check_span,
     check_truncate,
     check_unload,
     maximal_spans,
 )
 from gennode.engine.seam import (
-    CachePages,
+    CachePart,
     CacheUse,
     ChatMessage,
     Logits,
@@ -31,7 +33,7 @@ from gennode.engine.seam import (
     States,
     StepInput,
 )
-from gennode.errors import LocalError, RemoteError
+from gennode.errors import LocalError
 from gennode.wire.ids import ModelId, Span
 from gennode.wire.manifest import Manifest, ModelShape
 
@@ -46,6 +48,7 @@ _END, _BEGIN, _FIRST_CHARACTER = 0, 1, 2
 _FIRST_CODE, _LAST_CODE = 32, 126  # printable ASCII: one token per character
 _UNKNOWN = ord("?")
 _LOGIT_STEP = 0.25  # enough spread for a sampler at temperature 1 to vary its choice
+_LAYOUT = "toy"
 _HASH_FACTOR, _HASH_PRIME = 131, 1_000_003
 
 Numbers = npt.NDArray[np.int64]
@@ -93,6 +96,16 @@ class _Sequence:
     length: int = 0
     sums: dict[int, Numbers] = field(default_factory=dict)
     """Per layer, the running sum that stands for attention, [max_positions + 1, digits]."""
+
+    def room(self, layer: int, position: int, end: int) -> Numbers:
+        """A layer's sums with room up to `end`; those up to `position` stay."""
+        sums = self.sums.get(layer)
+        if sums is None or len(sums) <= end:
+            wider = np.zeros((min(2 * end, self.max_positions) + 1, _DIGITS), dtype=np.int64)
+            if sums is not None:
+                wider[: position + 1] = sums[: position + 1]
+            sums = self.sums[layer] = wider
+        return sums
 
 
 def _first(source: _Sequence, positions: int) -> _Sequence:
@@ -196,27 +209,27 @@ class ToyShard:
         """Hold it no longer. Idempotent."""
         self._kept.pop(kept, None)
 
-    def export(self, sequence: Hashable) -> CachePages:
-        """One page: the sums of each layer in order."""
-        known = self._known(sequence)
-        sums = [known.sums[layer][: known.length + 1] for layer in range(*known.span)]
-        page = np.array(sums if known.length else [], dtype="<i8").tobytes()
-        return CachePages("toy", known.span, known.length, (page,))
+    def cache_position_bytes(self, span: Span) -> int:
+        """Eight bytes for each number of the sums."""
+        return span.layers * _DIGITS * 8
 
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """Give an empty sequence what another toy exported; RemoteError unless it fits."""
+    def export(self, sequence: Hashable, start: int, end: int) -> CachePart:
+        """The sums of each layer in order."""
         known = self._known(sequence)
-        if known.length:
-            raise LocalError("only an empty sequence can be restored")
-        rows = pages.positions + 1 if pages.positions else 0
-        page_bytes = known.span.layers * rows * _DIGITS * 8
-        fits = 0 <= pages.positions <= known.max_positions and pages.span == known.span
-        if pages.layout != "toy" or not fits or [len(one) for one in pages.pages] != [page_bytes]:
-            raise RemoteError("a sequence's cache does not fit")
-        sums = np.frombuffer(pages.pages[0], "<i8").reshape(known.span.layers, rows, _DIGITS)
-        if pages.positions:
-            known.sums = {known.span.start + n: one % _PRIME for n, one in enumerate(sums)}
-        known.length = pages.positions
+        check_export(start, end, known.length)
+        sums = [
+            known.sums[layer][start + 1 : end + 1] for layer in range(*known.span) if known.sums
+        ]
+        return CachePart(_LAYOUT, known.span, start, end, np.array(sums, "<i8").tobytes())
+
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        """Lengthen a sequence by what another toy exported; RemoteError unless it fits."""
+        known = self._known(sequence)
+        check_part(part, _LAYOUT, known.span, known, self.cache_position_bytes(known.span))
+        sums = np.frombuffer(part.payload, "<i8").reshape(known.span.layers, -1, _DIGITS)
+        for layer, rows in zip(range(*known.span), sums, strict=True):
+            known.room(layer, part.start, part.end)[part.start + 1 : part.end + 1] = rows % _PRIME
+        known.length = part.end
 
     def step(self, batch: Sequence[StepInput]) -> list[States]:
         """Push states through the layers of each one's span; returns new arrays, same shapes."""
@@ -235,12 +248,7 @@ class ToyShard:
         """x at t becomes x (layer + 2 + s) + rolled s + layer + version, s the weighted sum up
         to t."""
         end = position + len(numbers)
-        sums = known.sums.get(layer)
-        if sums is None or len(sums) <= end:
-            wider = np.zeros((min(2 * end, known.max_positions) + 1, _DIGITS), dtype=np.int64)
-            if sums is not None:
-                wider[: position + 1] = sums[: position + 1]
-            sums = known.sums[layer] = wider
+        sums = known.room(layer, position, end)
         weights = 1 + np.arange(position, end, dtype=np.int64)[:, None] * 31 % (_PRIME - 1)
         added = ((numbers + 1) * weights).cumsum(axis=0)
         sums[position + 1 : end + 1] = (sums[position] + added) % _PRIME

@@ -2,7 +2,8 @@
 
 Steps of all sessions of a model wait in one queue and are computed in batches
 (`engine/batch/`). Models take turns, by the time that each has had. Opening and closing come at
-once, between two batches; layers that a session needs are loaded one per turn.
+once, between two batches; layers that a session needs are loaded one per turn, and so are parts
+of caches given out and taken in.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ from gennode.engine.batch.queue import Slice, StepQueue, Work
 from gennode.engine.batch.shares import Shares
 from gennode.engine.seam import States, StepInput
 from gennode.errors import GennodeError, ResourceError
-from gennode.node.actions import HopKey, Job, OpenJob, Outcome, StepJob
+from gennode.node.actions import (
+    ExportJob,
+    HopKey,
+    Job,
+    OpenJob,
+    Outcome,
+    RestoreJob,
+    StepJob,
+)
+from gennode.node.transfers import Transfers
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
 from gennode.wire.ids import ModelId, PeerId, Span
@@ -55,7 +65,7 @@ class Batches:
         lane = self._lanes.get(job.model)
         if lane is None or lane.worker is not worker:
             lane = self._lanes[job.model] = _Lane(worker, self._now_s)
-        if isinstance(job, StepJob):
+        if isinstance(job, StepJob | ExportJob | RestoreJob):
             outcomes = lane.add(job)
         else:
             self._loads = deque(one for one in self._loads if one[1].key != job.key)
@@ -144,6 +154,7 @@ class _Lane:
         """How long the last batch took."""
         self._now_s = now_s
         self._queue = StepQueue()
+        self._transfers = Transfers()
         self._cost: StepCost | None = None
         self._frames: dict[int, _Frame] = {}
         self._attempts: dict[HopKey, int] = {}
@@ -153,13 +164,19 @@ class _Lane:
 
     @property
     def is_empty(self) -> bool:
-        return self._queue.is_empty
+        return self._queue.is_empty and self._transfers.is_empty
 
     # -- what waits ---------------------------------------------------------------------------
 
-    def add(self, job: StepJob) -> list[Done]:
+    def add(self, job: StepJob | ExportJob | RestoreJob) -> list[Done]:
         if job.key not in self.worker.usage.sequences:
             return [(job, ResourceError("these layers have left this worker"))]
+        if isinstance(job, StepJob):
+            return [] if self._transfers.holds(job) else self._enqueue(job)
+        self._transfers.add(job)
+        return []
+
+    def _enqueue(self, job: StepJob) -> list[Done]:
         outcomes: list[Done] = []
         if job.attempt > self._attempts.get(job.key, 0):
             # the session goes on at this position: what an older attempt has waiting from there
@@ -179,13 +196,18 @@ class _Lane:
         """A sequence ends, or begins anew: its steps are not computed."""
         self.owners.pop(key, None)
         self._attempts.pop(key, None)
-        return self._fail(key, _overtaken())
+        return self._end(key, _overtaken())
 
     def drop_all(self) -> list[Done]:
-        return [one for key in self._keys() for one in self._fail(key, _overtaken())]
+        return [one for key in self._keys() for one in self._end(key, _overtaken())]
+
+    def _end(self, key: HopKey, error: GennodeError) -> list[Done]:
+        """Nothing of a sequence is done any more."""
+        return [*self._fail(key, error), *((job, error) for job in self._transfers.drop(key))]
 
     def _keys(self) -> list[HopKey]:
-        return list(dict.fromkeys(frame.job.key for frame in self._frames.values()))
+        stepping = dict.fromkeys(frame.job.key for frame in self._frames.values())
+        return [*(stepping | dict.fromkeys(self._transfers.keys()))]
 
     def _fail(self, key: HopKey, error: GennodeError) -> list[Done]:
         """One step of a sequence has failed: those behind it would leave a gap."""
@@ -198,9 +220,9 @@ class _Lane:
     # -- computing ----------------------------------------------------------------------------
 
     def batch(self) -> list[Done]:
-        """Answer what is known, then compute one batch."""
+        """Move one part of a cache, answer what is known, then compute one batch."""
         start_s = self._now_s()
-        outcomes = self._drop_closed() + self._answer_known()
+        outcomes = self._drop_closed() + self._transfer() + self._answer_known()
         if self._cost is None:
             spans = self.worker.engine.spans()
             layers = max((span.layers for span in spans), default=1)
@@ -220,7 +242,19 @@ class _Lane:
         self._open = now_open
         gone = [key for key in self._keys() if key not in now_open]
         error = ResourceError("these layers have left this worker")
-        return [one for key in gone for one in self._fail(key, error)]
+        return [one for key in gone for one in self._end(key, error)]
+
+    def _transfer(self) -> list[Done]:
+        job = self._transfers.next(lambda key: self._queue.head(key) is not None)
+        if job is None:
+            return []
+        if isinstance(job, ExportJob):
+            outcomes: list[Done] = [(job, _attempt(partial(self.worker.export, job)))]
+        else:
+            outcomes = [(job, _attempt(partial(self.worker.take_in, job)))]
+        for step in self._transfers.released():
+            outcomes += self._enqueue(step)
+        return outcomes
 
     def _answer_known(self) -> list[Done]:
         """Steps that an earlier session of the same owner has sent are not computed again."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from gennode.engine.contract import maximal_spans
-from gennode.engine.seam import ShardEngine, States
+from gennode.engine.seam import CachePart, ShardEngine, States
 from gennode.errors import LocalError, ResourceError
-from gennode.node.actions import HopKey, OpenJob, StepJob
+from gennode.node.actions import Exported, ExportJob, HopKey, OpenJob, RestoreJob, StepJob
 from gennode.node.hops.admission import MAX_SESSIONS, HostedModel
 from gennode.node.prefixes import Prefixes
 from gennode.wire.activations import codec
@@ -104,6 +104,7 @@ class Worker:
             max_positions=self.max_positions,
             can_host=self.can_host,
             is_leaving=lambda span: bool(self.usage.leaving & _layers(span)),
+            cache_position_bytes=self.engine.cache_position_bytes,
         )
 
     def can_host(self, span: Span) -> bool:
@@ -164,15 +165,37 @@ class Worker:
         return True
 
     def _begin(self, job: OpenJob) -> None:
+        self._with_room(lambda: self.engine.open(job.key, job.span, job.max_positions))
+
+    def _with_room(self, call: Callable[[], None]) -> None:
         """Who comes now is worth more than what may come back."""
         while True:
             try:
-                self.engine.open(job.key, job.span, job.max_positions)
+                call()
             except ResourceError:
                 if not self.prefixes.relieve():
                     raise
             else:
                 return
+
+    def export(self, job: ExportJob) -> Exported:
+        """A part of a sequence's cache, as it is now; an empty one behind its end."""
+        position_bytes = self.engine.cache_position_bytes(self.usage.sequences[job.key])
+        positions = job.max_bytes // position_bytes if position_bytes else 0
+        if not positions:
+            raise LocalError("this cache can't be exported, or not in so small parts")
+        end = min(self.engine.length(job.key), job.start + positions)
+        if end <= job.start:
+            return Exported("", job.start, job.start, b"")
+        part = self.engine.export(job.key, job.start, end)
+        return Exported(part.layout, part.start, part.end, part.payload)
+
+    def take_in(self, job: RestoreJob) -> bytes:
+        """Lengthen a sequence by a part of a cache; RemoteError unless it fits."""
+        span = self.usage.sequences[job.key]
+        part = CachePart(job.layout, span, job.start, job.end, job.payload)
+        self._with_room(lambda: self.engine.restore(job.key, part))
+        return b""
 
     def close(self, key: HopKey) -> None:
         """End a sequence. Idempotent."""

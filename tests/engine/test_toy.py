@@ -6,12 +6,13 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gennode.engine.sample import Sampling, choose
-from gennode.engine.seam import OwnerEngine, ShardEngine, States, StepInput
+from gennode.engine.seam import CachePart, OwnerEngine, ShardEngine, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
 from gennode.errors import LocalError, RemoteError
 from gennode.wire.activations import codec
@@ -194,25 +195,48 @@ def test_a_kept_prefix_and_an_exported_cache_go_on_as_the_original() -> None:
     [expected] = shard.step([StepInput("first", 0, states)])
     kept = shard.keep("first", 16)
     assert kept is not None
-    pages = shard.export("first")
+    parts = [shard.export("first", start, end) for start, end in ((0, 7), (7, 40))]
     shard.close("first")
     shard.adopt("second", kept)
     shard.forget(kept)
     [after] = shard.step([StepInput("second", 16, states[16:])])
     np.testing.assert_array_equal(after, expected[16:])
-    shard.restore("third", pages)
+    for part in parts:
+        assert len(part.payload) == (part.end - part.start) * shard.cache_position_bytes(whole)
+        shard.restore("third", part)
     assert shard.length("third") == 40
     [again] = shard.step([StepInput("third", 30, states[30:])])
     np.testing.assert_array_equal(again, expected[30:])
 
 
-@pytest.mark.parametrize("positions", [-1, 39, 41, 1 << 40])
-def test_pages_that_do_not_fit_are_refused(positions: int) -> None:
-    shard, whole = ToyShard(MANIFEST), Span(0, MANIFEST.shape.layers)
-    shard.load(whole)
-    shard.open("one", whole, 64)
-    shard.step([StepInput("one", 0, ToyOwner(MANIFEST).embed(range(40), 0))])
-    pages = dataclasses.replace(shard.export("one"), positions=positions)
-    shard.open("two", whole, 64)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"end": 4}, {"end": 39}, {"end": 41}, {"end": 1 << 40}, {"start": 4}, {"start": -1},
+        {"layout": "other"}, {"span": Span(1, 2)}, {"payload": b""},
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused(shard: ToyShard, wrong: dict[str, Any]) -> None:
+    whole, states = Span(0, LAYERS), ToyOwner(MANIFEST).embed(range(41), 0)
+    for name in ("one", "two"):
+        shard.open(name, whole, 64)
+        shard.step([StepInput(name, 0, states[:5])])
+    shard.step([StepInput("one", 5, states[5:40])])
+    part = shard.export("one", 5, 40)
     with pytest.raises(RemoteError):
-        shard.restore("two", pages)
+        shard.restore("two", dataclasses.replace(part, **wrong))
+    with pytest.raises(LocalError):
+        shard.export("one", 5, 41)
+    assert shard.length("two") == 5
+    shard.restore("two", part)
+    wanted, found = (shard.step([StepInput(one, 40, states[40:])])[0] for one in ("one", "two"))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_any_number_that_a_part_holds_stands_for_one_of_the_toys(shard: ToyShard) -> None:
+    whole = Span(0, LAYERS)
+    shard.open("one", whole, 64)
+    payload = b"\xff\x7f" * (4 * 3 * shard.cache_position_bytes(whole) // 8)
+    shard.restore("one", CachePart("toy", whole, 0, 3, payload))
+    [found] = shard.step([StepInput("one", 3, ToyOwner(MANIFEST).embed([7], 3))])
+    assert np.isfinite(found).all()

@@ -11,7 +11,14 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyOwner, ToyShard, toy_manifest
 from gennode.errors import LocalError, RemoteError, ResourceError
-from gennode.node.actions import CloseJob, HopKey, Job, OpenJob, Outcome, StepJob
+from gennode.node.actions import (
+    CloseJob,
+    HopKey,
+    Job,
+    OpenJob,
+    Outcome,
+    StepJob,
+)
 from gennode.node.batches import Batches, Done
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec

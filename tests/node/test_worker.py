@@ -7,10 +7,18 @@ from collections.abc import Hashable, Sequence
 import msgspec
 import pytest
 
-from gennode.engine.seam import States, StepInput
+from gennode.engine.seam import CachePart, States, StepInput
 from gennode.engine.toy import TOY_DIM, ToyShard, toy_manifest
 from gennode.errors import LocalError, ResourceError
-from gennode.node.actions import HopKey, OpenJob, Outcome, Send, StepJob
+from gennode.node.actions import (
+    ExportJob,
+    HopKey,
+    OpenJob,
+    Outcome,
+    RestoreJob,
+    Send,
+    StepJob,
+)
 from gennode.node.batches import Batches
 from gennode.node.hops.admission import HopLimits
 from gennode.node.hops.hop import HopMachine
@@ -51,6 +59,11 @@ def outcome(batches: Batches, host: Worker, job: OpenJob | StepJob) -> Outcome:
     [(done, result)] = outcomes
     assert done is job
     return result
+
+
+def test_hops_are_told_what_a_position_of_a_cache_takes() -> None:
+    host = worker()
+    assert host.terms().cache_position_bytes(Span(0, 3)) == 3 * (TOY_DIM - 1) * 8
 
 
 def test_what_is_withdrawn_is_announced_no_longer_but_room_all_the_same() -> None:
@@ -171,3 +184,34 @@ def test_a_new_session_takes_the_place_of_what_is_kept_and_of_no_other_session()
     assert engine._kept
     assert begin(host, FOUR, other) == b""
     assert not engine._kept
+
+
+class FullShard(ToyShard):
+    """A toy that takes nothing in while something is kept, or others hold all there is."""
+
+    is_full = False
+
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        if self._kept or self.is_full:
+            raise ResourceError("no page is left")
+        super().restore(sequence, part)
+
+
+def test_what_comes_in_takes_the_place_of_what_is_kept_and_of_no_other_session() -> None:
+    engine = FullShard(MANIFEST)
+    engine.load(FOUR)
+    host, batches, other = Worker(engine, LAYERS, LAYERS), Batches(), HopKey(SESSION, 1)
+    begin(host, FOUR)
+    payload = bytes(16 * codec("raw").row_bytes(TOY_DIM))
+    outcome(batches, host, StepJob(MODEL, KEY, 0, 0, 0, 16, 1, False, "raw", payload))
+    part = host.export(ExportJob(MODEL, KEY, 0, 0, 1 << 22))
+    begin(host, FOUR, other)
+    job = RestoreJob(MODEL, other, 0, part.layout, 0, part.end, part.payload)
+    assert engine._kept
+    assert host.take_in(job) == b""
+    assert not engine._kept
+    engine.is_full = True
+    begin(host, FOUR, other)
+    with pytest.raises(ResourceError):
+        host.take_in(job)
+    assert engine.length(KEY) == 16

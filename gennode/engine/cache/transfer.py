@@ -1,8 +1,7 @@
-"""A sequence's cache as bytes, for another engine of the same model to go on from.
+"""A part of a sequence's cache as bytes, for another engine of the same model to go on from.
 
-Page by page: the bytes of a page are, layer by layer, its keys and then its values (where they
-are codes, codes and then scales), each [kv_heads, rows, …] for its 64 positions or those left.
-What is restored comes from a peer: sizes are checked before memory is taken.
+Layer by layer: keys and then values (where they are codes, codes and then scales), each
+[kv_heads, positions, …]. What is restored comes from a peer: sizes were checked before.
 """
 
 from __future__ import annotations
@@ -12,75 +11,73 @@ from collections.abc import Hashable, Iterator
 import numpy as np
 import torch
 
-from gennode.engine.cache.pages import PAGE_POSITIONS, pages_for
+from gennode.engine.cache.pages import PAGE_POSITIONS
 from gennode.engine.cache.pool import KvPlace, KvPool
-from gennode.engine.seam import CachePages
+from gennode.engine.seam import CachePart
 from gennode.errors import RemoteError
 from gennode.wire.ids import Span
 
 
-def export_pages(pool: KvPool, sequence: Hashable, positions: int) -> CachePages:
-    """All that a sequence of so many positions has cached. Shared pages stay shared."""
-    span, place = pool.span(sequence), pool.place(sequence, positions, 0)
-    parts = [part for index in range(span.start, span.end) for part in pool.parts(index)]
-    pages = tuple(
-        b"".join(_to_bytes(part[:, slot : slot + rows]) for part in parts)
-        for slot, rows in _pages(place)
+def position_bytes(pool: KvPool, span: Span) -> int:
+    """What one position takes over a span."""
+    return pool.page_bytes // PAGE_POSITIONS * span.layers
+
+
+def export_part(pool: KvPool, sequence: Hashable, start: int, end: int, length: int) -> CachePart:
+    """What a sequence of `length` positions has cached of some. Shared pages stay shared."""
+    span, place = pool.span(sequence), pool.place(sequence, length, 0)
+    slots = [*_slots(place, start, end)]
+    payload = b"".join(
+        _to_bytes(torch.cat([part[:, one] for one in slots], dim=1))
+        for part in (_parts(pool, span) if slots else ())
     )
-    return CachePages(pool.layout, span, positions, pages)
+    return CachePart(pool.layout, span, start, end, payload)
 
 
-def restore_pages(pool: KvPool, sequence: Hashable, pages: CachePages, max_positions: int) -> int:
-    """Give a sequence what another pool exported, and nothing else: its positions now.
+def restore_part(pool: KvPool, sequence: Hashable, part: CachePart) -> None:
+    """Store what another pool exported behind what a sequence has; its size is known to fit.
 
-    RemoteError unless it fits and is finite; ResourceError if no page is left. The sequence is
-    empty then.
+    RemoteError if it is not finite; ResourceError if too few pages are left. Nothing has
+    changed then.
     """
-    span = pool.span(sequence)
-    _check_sizes(pool, span, pages, max_positions)
-    pool.truncate(sequence, 0)
-    place = pool.place(sequence, 0, pages.positions)
-    try:
-        for (slot, rows), page in zip(_pages(place), pages.pages, strict=True):
-            _fill(pool, span, slice(slot, slot + rows), page)
-    except RemoteError:
-        pool.truncate(sequence, 0)
-        raise
-    return pages.positions
+    span, rows = pool.span(sequence), part.end - part.start
+    found = [*_read(pool, span, part.payload, rows)]
+    place = pool.place(sequence, part.start, rows)
+    for memory, numbers in zip(_parts(pool, span), found, strict=True):
+        at = 0
+        for slots in _slots(place, part.start, part.end):
+            count = slots.stop - slots.start
+            memory[:, slots] = numbers[:, at : at + count].to(memory.device)
+            at += count
 
 
-def _check_sizes(pool: KvPool, span: Span, pages: CachePages, max_positions: int) -> None:
-    if pages.layout != pool.layout or pages.span != span:
-        raise RemoteError("a sequence's cache is laid out in another way, or of other layers")
-    if not 0 <= pages.positions <= max_positions or len(pages.pages) != pages_for(pages.positions):
-        raise RemoteError("a sequence's cache is not as long as it says, or too long")
-    row_bytes = pool.page_bytes // PAGE_POSITIONS * span.layers
-    for number, page in enumerate(pages.pages):
-        rows = min(PAGE_POSITIONS, pages.positions - number * PAGE_POSITIONS)
-        if len(page) != rows * row_bytes:
-            raise RemoteError("a page of a sequence's cache is not as long as its positions")
-
-
-def _pages(place: KvPlace) -> Iterator[tuple[int, int]]:
-    """The first slot of each page, and how many of its positions are used."""
-    for slot, positions in place.runs:
-        for start in range(0, positions, PAGE_POSITIONS):
-            yield slot + start, min(PAGE_POSITIONS, positions - start)
-
-
-def _fill(pool: KvPool, span: Span, slots: slice, page: bytes) -> None:
-    """Store one page's bytes; RemoteError if they hold numbers that are not finite."""
-    start = 0
+def _parts(pool: KvPool, span: Span) -> Iterator[torch.Tensor]:
     for index in range(span.start, span.end):
-        for part in pool.parts(index):
-            there = part[:, slots]
-            part_bytes = there.numel() * there.element_size()
-            raw = np.frombuffer(page, np.uint8, part_bytes, start).copy()
-            rows = torch.from_numpy(raw).view(part.dtype).view(there.shape)
-            if part.dtype.is_floating_point and not bool(torch.isfinite(rows).all()):
-                raise RemoteError("a sequence's cache holds numbers that are not finite")
-            there.copy_(rows)
-            start += part_bytes
+        yield from pool.parts(index)
+
+
+def _slots(place: KvPlace, start: int, end: int) -> Iterator[slice]:
+    """Where positions `[start, end)` lie, piece by piece."""
+    before = 0
+    for slot, positions in place.runs:
+        first, last = max(start - before, 0), min(end - before, positions)
+        if first < last:
+            yield slice(slot + first, slot + last)
+        before += positions
+
+
+def _read(pool: KvPool, span: Span, payload: bytes, rows: int) -> Iterator[torch.Tensor]:
+    """What each part of a pool's memory is given; RemoteError if a number is not finite."""
+    raw = torch.from_numpy(np.frombuffer(payload, np.uint8).copy())
+    start = 0
+    for part in _parts(pool, span):
+        size = (part.shape[0], rows, *part.shape[2:])
+        part_bytes = part[:, :1].numel() * rows * part.element_size()
+        numbers = raw[start : start + part_bytes].view(part.dtype).view(size)
+        if part.dtype.is_floating_point and not bool(torch.isfinite(numbers).all()):
+            raise RemoteError("a part of a cache holds numbers that are not finite")
+        yield numbers
+        start += part_bytes
 
 
 def _to_bytes(rows: torch.Tensor) -> bytes:

@@ -8,6 +8,7 @@ trusted less than the node: whatever it answers is checked against what was aske
 from __future__ import annotations
 
 import struct
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -34,13 +35,17 @@ from gennode.wire.manifest import ModelShape
 LENGTHS = struct.Struct("<IQ")
 
 MAX_HEADER_BYTES = 1 << 20
-"""The longest header is that of an export or a batch: some ten bytes for each of its pages or
-sequences, of which a step has hundreds at most."""
+"""The longest header is that of a batch: some ten bytes for each of its inputs, of which a step
+has hundreds at most."""
 
 MAX_WORDS = 2000
 """Characters of an error's words or hint; more would fill somebody's terminal."""
 
-MAX_BODY_BYTES = 1 << 36  # what a node sends: the largest is a cache of 64 GiB, and is its own
+MAX_CUT_ROWS = 512  # beyond, a prompt would not be cut at all
+
+MAX_LAYOUT = 200  # characters; it goes on to peers, whose texts are no longer
+
+MAX_BODY_BYTES = 1 << 36  # what a node sends is its own: states and parts of caches, some MB
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -158,19 +163,21 @@ class Forget(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Export(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Give a sequence's cache."""
+    """Give a part of a sequence's cache."""
 
     sequence: int
+    start: int
+    end: int
 
 
 class Restore(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Take a sequence's cache. Body: the pages, whose lengths are in `page_bytes`."""
+    """Take a part of a sequence's cache; its payload is the body."""
 
     sequence: int
     layout: str
     span: Span
-    positions: int
-    page_bytes: tuple[int, ...]
+    start: int
+    end: int
 
 
 class TakeProfile(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -185,10 +192,12 @@ Request = (
 
 
 class Began(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """The engine is there, its states this wide."""
+    """The engine is there, its states this wide, and how much a position's cache takes per layer
+    if it can be exported."""
 
     model: str
     dim: int
+    position_bytes: int
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -252,12 +261,9 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Exported(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """A sequence's cache; the pages are the body."""
+    """The part that was asked for; its payload is the body."""
 
     layout: str
-    span: Span
-    positions: int
-    page_bytes: tuple[int, ...]
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -280,6 +286,18 @@ _KINDS: dict[str, type[GennodeError]] = {
         ResourceError, UsageError,
     )
 }  # fmt: skip
+
+
+def is_possible(profile: Profile) -> bool:
+    """Whether there can be an engine with these times."""
+    times_s = profile.layer_time_s, profile.load_time_s, profile.further_time_s
+    return all(0 <= each < inf for each in times_s) and 1 <= profile.cut_rows <= MAX_CUT_ROWS
+
+
+def is_part(told: Exported, body: bytearray, size_bytes: int) -> bool:
+    """Whether this is a part of a cache, of so many bytes."""
+    is_text = told.layout.isascii() and told.layout.isprintable()
+    return len(body) == size_bytes and len(told.layout) <= MAX_LAYOUT and is_text
 
 
 def failure(error: GennodeError) -> Failed:

@@ -26,8 +26,9 @@ from gennode.engine.folders import open_folder
 from gennode.engine.options import EngineOptions
 from gennode.engine.probe import measure_machine
 from gennode.engine.report import measure_device
-from gennode.engine.seam import CachePages, ShardEngine, StepInput
+from gennode.engine.seam import CachePart, ShardEngine, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
+from gennode.wire.ids import Span
 from gennode.wire.manifest import Manifest
 
 Answer = tuple[msgspec.Struct, Sequence[Buffer]]
@@ -147,12 +148,13 @@ class _Worker:
             case say.Forget():
                 self.engine.forget(request.kept)
             case say.Export():
-                pages = self.engine.export(request.sequence)
-                lengths = tuple(len(page) for page in pages.pages)
-                told = say.Exported(pages.layout, pages.span, pages.positions, lengths)
-                return told, pages.pages
+                part = self.engine.export(request.sequence, request.start, request.end)
+                return say.Exported(part.layout), [part.payload]
             case say.Restore():
-                self._restore(request, body)
+                where = request.span, request.start, request.end
+                self.engine.restore(
+                    request.sequence, CachePart(request.layout, *where, bytes(body))
+                )
         return say.Done(), ()
 
     def _begin(self, request: say.Begin, body: bytearray) -> Answer:
@@ -162,7 +164,8 @@ class _Worker:
         if folder.manifest.model != manifest.model:
             raise LocalError(f"{self.folder} holds another model than it did")
         self._engine = engine_here(folder, options)
-        return say.Began(self._engine.model, self._engine.dim), ()
+        position_bytes = self._engine.cache_position_bytes(Span(0, 1))
+        return say.Began(self._engine.model, self._engine.dim, position_bytes), ()
 
     def _look_around(
         self, request: say.Measure | say.Examine | say.Settle, body: bytearray
@@ -194,10 +197,3 @@ class _Worker:
         ]
         results = self.engine.step(batch)
         return say.Done(), [np.ascontiguousarray(one).data for one in results]
-
-    def _restore(self, request: say.Restore, body: bytearray) -> None:
-        ends = accumulate(request.page_bytes, initial=0)
-        pages = tuple(bytes(body[start:end]) for start, end in pairwise(ends))
-        self.engine.restore(
-            request.sequence, CachePages(request.layout, request.span, request.positions, pages)
-        )

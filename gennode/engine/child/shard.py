@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from itertools import accumulate, pairwise
-from math import inf
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ from gennode.engine.child.jail import Jail
 from gennode.engine.child.process import END_HINT, END_S, ComputeProcess, ProcessEndedError
 from gennode.engine.folders import Folder
 from gennode.engine.options import EngineOptions
-from gennode.engine.seam import CachePages, CacheUse, Profile, States, StepInput
+from gennode.engine.seam import CachePart, CacheUse, Profile, States, StepInput
 from gennode.errors import GennodeError, LocalError, ResourceError
 from gennode.wire.ids import ModelId, Span
 
@@ -35,8 +34,6 @@ MAX_RESTARTS, RESTARTS_WITHIN_S = 3, 600.0
 MIN_CACHE_PART = 8
 """Killed for want of memory, a process starts anew with half of the caches' room, but with no
 less than one part in eight of what was given: with less, sessions would not fit anyway."""
-
-MAX_CUT_ROWS = 512  # beyond, a prompt would not be cut at all
 
 R = TypeVar("R")
 
@@ -75,6 +72,7 @@ class ChildShard:
         self._last_number = 0
         self._ends_s: list[float] = []
         self._profile: Profile | None = None
+        self._position_bytes = 0  # until it has begun
         self._is_shut = self._is_down = False
         self.on_given_up: Callable[[GennodeError], None] = lambda _error: None
         """Told, from any thread, when nothing will be computed any more."""
@@ -134,9 +132,7 @@ class ChildShard:
         """Measure (once) and report; at least one layer must be loaded."""
         if self._profile is None:
             told = self._ask(say.TakeProfile(), say.Profiled)[0].profile
-            times_s = (told.layer_time_s, told.load_time_s, told.further_time_s)
-            is_right = told.model == self.model and 1 <= told.cut_rows <= MAX_CUT_ROWS
-            if not is_right or not all(0 <= each < inf for each in times_s):
+            if told.model != self.model or not say.is_possible(told):
                 raise self._breached("a profile of nothing that there is")
             self._profile = told
         return self._profile
@@ -215,23 +211,24 @@ class ChildShard:
         if found is not None:
             self._ask_if_alive(say.Forget(found))
 
-    def export(self, sequence: Hashable) -> CachePages:
-        """A sequence's whole cache; LocalError from engines that can't."""
-        request, most_bytes = say.Export(self._number(sequence)), self._cache_bytes
-        told, body = self._ask(request, say.Exported, max_body_bytes=most_bytes)
-        ends = list(accumulate(told.page_bytes, initial=0))
-        if min(told.page_bytes, default=0) < 0 or ends[-1] != len(body):
-            raise self._breached("pages of other lengths than it says")
-        pages = tuple(bytes(body[start:end]) for start, end in pairwise(ends))
-        return CachePages(told.layout, told.span, told.positions, pages)
+    def cache_position_bytes(self, span: Span) -> int:
+        """What one position of a sequence over `span` takes in a part of its cache."""
+        return span.layers * self._position_bytes
 
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """Give an empty sequence what another engine exported; RemoteError unless it fits."""
-        lengths = tuple(len(page) for page in pages.pages)
-        request = say.Restore(
-            self._number(sequence), pages.layout, pages.span, pages.positions, lengths
-        )
-        self._ask(request, say.Done, body=pages.pages)
+    def export(self, sequence: Hashable, start: int, end: int) -> CachePart:
+        """A sequence's cache of positions `[start, end)`; LocalError from engines that can't."""
+        number, span = self._number(sequence), self._numbers[sequence][1]
+        size_bytes = max(0, end - start) * self.cache_position_bytes(span)
+        request = say.Export(number, start, end)
+        told, body = self._ask(request, say.Exported, max_body_bytes=size_bytes)
+        if not say.is_part(told, body, size_bytes):
+            raise self._breached("another part of a cache than was asked for")
+        return CachePart(told.layout, span, start, end, bytes(body))
+
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        """Lengthen a sequence by what another engine exported; RemoteError unless it fits."""
+        where = self._number(sequence), part.layout, part.span, part.start, part.end
+        self._ask(say.Restore(*where), say.Done, body=[part.payload])
 
     # -- the process --------------------------------------------------------------------------
 
@@ -266,10 +263,8 @@ class ChildShard:
 
     def _ask_if_alive(self, request: msgspec.Struct) -> None:
         """Ask for something that a dead process has done as well."""
-        try:
+        with suppress(ResourceError):
             self._ask(request, say.Done)
-        except ResourceError:
-            return
 
     def _number(self, sequence: Hashable) -> int:
         found = self._numbers.get(sequence)
@@ -329,8 +324,10 @@ class ChildShard:
         request = say.Begin(msgspec.msgpack.encode(options))
         manifest = self._folder.manifest
         told, _ = process.ask(request, say.Began, body=[manifest.canonical])
-        if (told.model, told.dim) != (manifest.model, manifest.shape.dim):
+        is_possible = 0 <= told.position_bytes <= 4 * manifest.shape.position_elements  # in fp32
+        if (told.model, told.dim) != (manifest.model, manifest.shape.dim) or not is_possible:
             raise LocalError("the compute process began another model")
+        self._position_bytes = told.position_bytes
         for span in self._spans:
             process.ask(say.Load(span), say.Done)
 

@@ -15,11 +15,13 @@ import torch
 
 from gennode.engine.cache.pages import PAGE_POSITIONS
 from gennode.engine.cache.pool import KvPlace, KvPool
-from gennode.engine.cache.transfer import export_pages, restore_pages
+from gennode.engine.cache.transfer import export_part, position_bytes, restore_part
 from gennode.engine.checkpoint.weights import ModelFolder, open_model
 from gennode.engine.contract import (
     check_batch,
+    check_export,
     check_open,
+    check_part,
     check_span,
     check_truncate,
     check_unload,
@@ -35,7 +37,7 @@ from gennode.engine.llama.rotary import rotary_frequencies
 from gennode.engine.measure import measure_further_s, measure_layer_time_s
 from gennode.engine.seam import (
     DEFAULT_CACHE_BYTES,
-    CachePages,
+    CachePart,
     CacheUse,
     Precision,
     Profile,
@@ -265,18 +267,25 @@ class LlamaShard:
         """Hold it no longer. Idempotent; sequences that adopted it are not touched."""
         self._pool.forget(kept)
 
-    @torch.inference_mode()
-    def export(self, sequence: Hashable) -> CachePages:
-        """A sequence's whole cache."""
-        return export_pages(self._pool, sequence, self._known(sequence).length)
+    def cache_position_bytes(self, span: Span) -> int:
+        """What one position of a sequence over `span` takes in a part of its cache."""
+        return position_bytes(self._pool, span)
 
     @torch.inference_mode()
-    def restore(self, sequence: Hashable, pages: CachePages) -> None:
-        """Give an empty sequence what another engine exported; RemoteError unless it fits."""
+    def export(self, sequence: Hashable, start: int, end: int) -> CachePart:
+        """A sequence's cache of positions `[start, end)`."""
+        length = self._known(sequence).length
+        check_export(start, end, length)
+        return export_part(self._pool, sequence, start, end, length)
+
+    @torch.inference_mode()
+    def restore(self, sequence: Hashable, part: CachePart) -> None:
+        """Lengthen a sequence by what another engine exported; RemoteError unless it fits."""
         known = self._known(sequence)
-        if known.length:
-            raise LocalError("a sequence that has positions can't be restored")
-        known.length = restore_pages(self._pool, sequence, pages, known.max_positions)
+        row_bytes = self.cache_position_bytes(known.span)
+        check_part(part, self._pool.layout, known.span, known, row_bytes)
+        restore_part(self._pool, sequence, part)
+        known.length = part.end
 
     @torch.inference_mode()
     def step(self, batch: Sequence[StepInput]) -> list[States]:

@@ -85,6 +85,8 @@ def test_several_inputs_of_a_sequence_are_done_one_after_the_other(
     found = shard.step([StepInput("b", s, rows[s:e]) for s, e in cuts])
     for one, result in zip(expected, found, strict=True):
         np.testing.assert_array_equal(result, one)
+    with pytest.raises(LocalError, match="exported"):
+        shard.export("b", 0, 9)
     with pytest.raises(LocalError, match="comes behind"):
         shard.step([StepInput("b", 0, rows[:5]), StepInput("b", 6, rows[6:])])
     assert shard.length("b") == 9

@@ -24,7 +24,7 @@ HUGE = say.LENGTHS.pack(10, 1 << 60)
 GARBAGE = say.LENGTHS.pack(4, 0) + b"\xff" * 4
 
 NUMBER, STARTED = say.Number(3), say.Started(Jail(0, False, "none"))
-PAGES = say.Exported("x", Span(0, 1), 3, (5, -5, 2))
+POSITION_BYTES = 64
 REPORT = DeviceReport(
     "cpu", "CPU", DeviceMemory(1, 1), "float32", float("nan"), 1.0, "8 B", 1, {1: 1.0}, None, None
 )
@@ -51,7 +51,8 @@ def main() -> None:
         request, body = channel.receive(1 << 30)
         match request:
             case say.Begin():
-                channel.send(say.Began(model, int(dim)))
+                huge = 1 << 40 if lie == "width" else POSITION_BYTES
+                channel.send(say.Began(model, int(dim), huge))
             case say.Spans():
                 channel.send(say.Loaded((Span(0, 1 << 15 if lie == "spans" else 1),)))
             case (
@@ -74,8 +75,11 @@ def tell(lie: str, channel: Channel[say.Request], end: socket.socket, body: byte
             channel.send(say.Done(), [body[: len(body) // 2]])
         case "long":
             channel.send(say.Done(), [body, body])
-        case "pages":
-            channel.send(PAGES, [b"ab"])
+        case "part":
+            channel.send(say.Exported("x"), [b"ab"])
+        case "layout" | "layouts":
+            words = "\x1b[31m" if lie == "layout" else "x" * 1000
+            channel.send(say.Exported(words), [bytes(2 * POSITION_BYTES)])
         case "tells":
             about = " ".join(sorted(os.environ)) + "|" + " ".join(os.listdir("/proc/self/fd"))
             channel.send(say.Failed("ModelError", about, "\x07"))

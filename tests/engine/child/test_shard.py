@@ -111,12 +111,18 @@ def caches(engine: ShardEngine, whole: Span) -> Iterator[object]:
         yield engine.step([StepInput("d", 2, row)])[0].tolist()
         engine.forget(kept)
         engine.forget(kept)
-    pages = outcome(lambda: engine.export("a"))
-    yield pages
+    yield engine.cache_position_bytes(whole), engine.cache_position_bytes(Span(1, 2))
+    first, second = engine.export("a", 0, 1), engine.export("a", 1, 2)
+    yield first, second
+    yield outcome(lambda: engine.export("a", 1, 3))
+    yield outcome(lambda: engine.export("a", 2, 1))
     engine.open("e", whole, 64)
-    if not isinstance(pages, tuple):
-        engine.restore("e", pages)  # type: ignore[arg-type]
-        yield engine.step([StepInput("e", 2, row)])[0].tolist()
+    yield outcome(lambda: engine.restore("e", second))
+    engine.restore("e", first)
+    yield outcome(lambda: engine.restore("e", replace(second, payload=b"")))
+    yield outcome(lambda: engine.restore("e", replace(second, layout="another")))
+    engine.restore("e", second)
+    yield engine.step([StepInput("e", 2, row)])[0].tolist()
 
 
 def test_it_does_what_the_engine_inside_does(
@@ -242,33 +248,37 @@ def test_a_device_that_is_not_here_is_still_a_device_error(folder: ModelFolder) 
     engine.shutdown()
 
 
-def use(engine: ChildShard, whole: Span, lie: str) -> None:
+def use(engine: ChildShard, lie: str) -> None:
     """Ask for what is lied about."""
     engine.load(Span(0, 1))
-    engine.open("a", whole, 8)
+    engine.open("a", Span(0, 1), 8)
     if lie == "profile":
         engine.profile()
-    elif lie == "pages":
-        engine.export("a")
+    elif lie in ("part", "layout", "layouts"):
+        engine.export("a", 0, 2)
     else:
         engine.step([StepInput("a", 0, states(2, engine.dim))])
 
 
-@pytest.mark.parametrize("lie", ["huge", "short", "garbage", "pages", "spans", "profile"])
-def test_a_process_that_lies_is_ended(folder: ModelFolder, whole: Span, lie: str) -> None:
+@pytest.mark.parametrize(
+    "lie", ["huge", "short", "garbage", "part", "layout", "layouts", "spans", "profile"]
+)
+def test_a_process_that_lies_is_ended(folder: ModelFolder, lie: str) -> None:
     device = f"{folder.manifest.model}:{folder.manifest.shape.dim}"
     process = ComputeProcess(Path(lie), device, module="tests.engine.child.liar")
     engine = ChildShard(folder, OPTIONS, process)
     try:
         with pytest.raises(ResourceError):
-            use(engine, whole, lie)
+            use(engine, lie)
         assert process.wait(LONG_S)
     finally:
         engine.shutdown()
 
 
-def test_a_process_that_began_another_model_is_refused(folder: ModelFolder) -> None:
-    process = ComputeProcess(Path("honest"), "m:8", module="tests.engine.child.liar")
+@pytest.mark.parametrize("lie", ["model", "width"])
+def test_a_process_that_began_another_model_is_refused(folder: ModelFolder, lie: str) -> None:
+    device = "m:8" if lie == "model" else f"{folder.manifest.model}:{folder.manifest.shape.dim}"
+    process = ComputeProcess(Path(lie), device, module="tests.engine.child.liar")
     engine = ChildShard(folder, OPTIONS, process)
     with pytest.raises(LocalError):
         engine.load(Span(0, 1))

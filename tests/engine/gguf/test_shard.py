@@ -262,7 +262,8 @@ def test_callers_are_held_to_the_contract(kinds: Kinds) -> None:
     with pytest.raises(LocalError, match="cut"):
         engine.truncate("one", 1)
     with pytest.raises(LocalError, match="exported"):
-        engine.export("one")
+        engine.export("one", 0, 0)
+    assert engine.cache_position_bytes(WHOLE) == 0
     assert engine.keep("one", 0) is None
     [none] = engine.step([StepInput("one", 0, states(0))])
     assert none.shape == (0, DIM)

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,11 +176,13 @@ def test_what_is_kept_or_moved_goes_on_with_the_same_bits(
     shard.step([StepInput("first", 70, states[70:90])])
     kept = shard.keep("first", 70)
     assert kept is not None
-    pages = shard.export("first")
+    parts = [shard.export("first", start, end) for start, end in ((0, 64), (64, 90))]
+    assert len(parts[1].payload) == 26 * shard.cache_position_bytes(ALL)
     [expected] = shard.step([StepInput("first", 90, states[90:])])
     shard.close("first")
     other.open("moved", ALL, 128)
-    other.restore("moved", pages)
+    for part in parts:
+        other.restore("moved", part)
     assert other.length("moved") == 90
     np.testing.assert_array_equal(other.step([StepInput("moved", 90, states[90:])])[0], expected)
     for follower in ("second", "third"):  # both read the same pages, and write beside them
@@ -196,12 +200,54 @@ def test_what_is_kept_or_moved_goes_on_with_the_same_bits(
             for name in ("second", "alone")
         )
         np.testing.assert_array_equal(shared, alone)
-    with pytest.raises(LocalError):
-        other.restore("moved", pages)
-    other.open("short", ALL, 80)
     with pytest.raises(RemoteError):
-        other.restore("short", pages)
-    assert other.length("short") == 0
+        other.restore("moved", parts[1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"layout": "2x8 bfloat16 64 little"}, "another way"),
+        ({"span": Span(1, 4)}, "other layers"),
+        ({"start": 19}, "comes to 20"),
+        ({"start": 21}, "comes to 20"),
+        ({"start": -20}, "comes to 20"),
+        ({"end": 19}, "comes to 20 of 80"),
+        ({"end": 81}, "comes to 20 of 80"),
+        ({"end": 71}, "as long as its"),
+        ({"payload": b""}, "as long as its"),
+        ({"payload": bytes(7)}, "as long as its"),
+        ({"payload": b"\xff" * 50 * 4 * 2 * 16 * 4}, "not finite"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_the_senders_fault_and_changes_nothing(
+    llamas: Llamas, wrong: dict[str, Any], reason: str
+) -> None:
+    shard = LlamaShard(open_model(llamas["grouped"][0]))
+    shard.load(ALL)
+    states = random_states(71)
+    for name in ("a", "b"):
+        shard.open(name, ALL, 80)
+        shard.step([StepInput(name, 0, states[:20])])
+    shard.step([StepInput("a", 20, states[20:70])])
+    part = shard.export("a", 20, 70)
+    with pytest.raises(RemoteError, match=reason):
+        shard.restore("b", replace(part, **wrong))
+    assert shard.length("b") == 20
+    shard.restore("b", part)
+    wanted, found = (shard.step([StepInput(one, 70, states[70:])])[0] for one in ("a", "b"))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_only_what_is_cached_can_be_exported(llamas: Llamas) -> None:
+    shard = LlamaShard(open_model(llamas["grouped"][0]))
+    shard.load(ALL)
+    shard.open("a", ALL, 80)
+    assert shard.export("a", 0, 0).payload == b""
+    shard.step([StepInput("a", 0, random_states(9))])
+    for start, end in ((-1, 3), (4, 3), (3, 10), (10, 10)):
+        with pytest.raises(LocalError, match="not cached"):
+            shard.export("a", start, end)
 
 
 # A sequence as it came the first time: a prompt in frames, then tokens one by one, and drafts.
