@@ -25,6 +25,8 @@ class Feeding:
         self.by_cache = by_cache
         self.since_s = now_s
         """When it began, or was last asked for more."""
+        self.moved_s = now_s
+        """When it last came nearer to its end."""
         self.attempt = course.next_attempt()
         self.fed = 0
         """Positions that the takers hold, as the last of them says."""
@@ -42,6 +44,11 @@ class Feeding:
     @property
     def _places(self) -> range:
         return range(self._index, self._index + len(self.takers))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all takers have accepted."""
+        return not self._waiting
 
     @property
     def is_current(self) -> bool:
@@ -75,16 +82,17 @@ class Feeding:
             for index in self._places
         ]
 
-    def accepted(self, index: int) -> list[Action]:
+    def accepted(self, index: int, now_s: float) -> list[Action]:
         """A taker is ready; once all are, feed them."""
         if index not in self._waiting:
             return []
         self._waiting.remove(index)
-        return [] if self._waiting else self.feed()
+        return [] if self._waiting else self.feed(now_s)
 
-    def feed(self) -> list[Action]:
+    def feed(self, now_s: float) -> list[Action]:
         """Have all that is known by now sent to them, from what they hold on."""
         steps = self._course.steps
+        self.since_s = self.moved_s = now_s
         self._goal = steps.positions
         if self.flow is not None and not self.by_cache:
             sends: list[Action] = []
@@ -102,11 +110,12 @@ class Feeding:
         )
         return [Send(source.peer, message)]
 
-    def took(self, index: int, positions: int) -> None:
+    def took(self, index: int, positions: int, now_s: float) -> None:
         """The last taker holds so many positions; RemoteError if that can't be."""
         if index != self._places[-1] or positions > self._course.steps.reach:
             raise RemoteError("a stand-in claims what it was not fed")
-        self.fed = max(self.fed, min(positions, self._cap))
+        if self.fed < min(positions, self._cap):
+            self.fed, self.moved_s = min(positions, self._cap), now_s
 
     def lower(self, position: int) -> None:
         """What was known from a position on is no longer true."""

@@ -20,6 +20,8 @@ from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import Accept, Credit, Failed, Fed, Leaving, Refuse
 
 HANDOVER_LIMIT_S = 10.0  # a worker that leaves waits no longer
+STALL_S = 5.0  # without a sign of progress: half of that, so that frames can be tried after a cache
+ACCEPT_LIMIT_S = 2.0  # a stand-in has no layers to load
 SWITCH_WAIT_S = 1.0  # for a moment without a step under way, which would have to be sent again
 TRIES = 3  # for one hop: by its cache, then by frames; who asks for more asks in vain
 PAUSE_S = 2.0  # between them
@@ -90,9 +92,9 @@ class Handovers:
             raise RemoteError("a reply names a hop that is not its sender")
         match message:
             case Accept():
-                return feeding.accepted(message.index)
+                return feeding.accepted(message.index, now_s)
             case Fed():
-                feeding.took(message.index, message.positions)
+                feeding.took(message.index, message.positions, now_s)
                 return []
         return self._failed(feeding, now_s, spurn=True)  # refuses, or is leaving itself
 
@@ -147,8 +149,8 @@ class Handovers:
         """Let time pass while the session runs."""
         actions: list[Action] = []
         for one in self._all():
-            if not one.is_fed and now_s - one.since_s > HANDOVER_LIMIT_S:
-                actions += self._failed(one, now_s)
+            if not one.is_fed and _is_late(one, now_s):
+                actions += self._failed(one, now_s, spurn=not one.is_open)
         if self._planned is None and self._wishes:
             actions += self._begin(avoid, now_s)
         if self._planned is None and self._course.terms.replicate:
@@ -168,12 +170,13 @@ class Handovers:
             wish.again_s = now_s + PAUSE_S
             takers = self._standins.choose(hop, avoid, now_s)
             if not takers:
+                if wish.cache_bytes is None:
+                    wish.tries = 0  # who is slow may be quick again when somebody is there
                 continue
             replica = self._replicas.get(hop)
             if replica and replica.takers == takers:
                 self._planned = self._replicas.pop(hop)
-                replica.since_s = now_s
-                return replica.feed() if replica.is_fed else []
+                return replica.feed(now_s) if replica.is_fed else []
             closing = self._forget([one for one in self._all() if _shares(one, takers)])
             self._planned = Feeding(
                 self._course, hop, takers, now_s, by_cache=self._by_cache(hop, takers, wish)
@@ -200,8 +203,7 @@ class Handovers:
                 actions += self._forget([replica])
             elif replica:
                 if replica.is_fed:
-                    replica.since_s = now_s
-                    actions += replica.feed()
+                    actions += replica.feed(now_s)
                 continue
             if takers and takers[0].span == hop.span and self._scout.takes_cache(hop, takers[0]):
                 self._replicas[hop] = Feeding(self._course, hop, takers, now_s, by_cache=True)
@@ -231,6 +233,13 @@ class Handovers:
 
 def _peers(feeding: Feeding) -> frozenset[PeerId]:
     return frozenset(taker.peer for taker in feeding.takers)
+
+
+def _is_late(feeding: Feeding, now_s: float) -> bool:
+    if not feeding.is_open:
+        return now_s - feeding.since_s > ACCEPT_LIMIT_S
+    stalls = now_s - feeding.moved_s > STALL_S
+    return stalls or now_s - feeding.since_s > HANDOVER_LIMIT_S
 
 
 def _shares(feeding: Feeding, takers: tuple[Hop, ...]) -> bool:

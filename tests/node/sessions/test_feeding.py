@@ -44,10 +44,10 @@ def test_a_stand_in_is_opened_on_the_path_to_be(by_cache: bool) -> None:
 def test_who_feeds_it() -> None:
     for place, by_cache, source, layer in ((1, True, SECOND, 2), (1, False, FIRST, 0)):
         _, feeding = fed(place, by_cache=by_cache)
-        [(peer, message)] = sent(feeding.accepted(place), Feed)
+        [(peer, message)] = sent(feeding.accepted(place, 0.0), Feed)
         assert (peer, message) == (source, Feed(SESSION, layer, SPARE, 1, 0, by_cache))
     _, feeding = fed(0, by_cache=False)
-    steps = [m for peer, m in sent(feeding.accepted(0), Step) if peer == SPARE]
+    steps = [m for peer, m in sent(feeding.accepted(0, 0.0), Step) if peer == SPARE]
     assert all(isinstance(m, Step) and m.rebuild and m.attempt == 1 for m in steps)
     assert len(steps) == 10
 
@@ -55,11 +55,11 @@ def test_who_feeds_it() -> None:
 def test_it_is_fed_when_it_has_what_was_known() -> None:
     made, feeding = fed(1, by_cache=True)
     assert not feeding.is_fed
-    feeding.accepted(1)
+    feeding.accepted(1, 0.0)
     made.steps.answer(made.steps.add(10, 1, 1, frame()))
     known = []
     for positions in (9, 10, 3):  # the last one is late
-        feeding.took(1, positions)
+        feeding.took(1, positions, 0.0)
         known.append((feeding.fed, feeding.is_fed))
     assert known == [(9, False), (10, True), (10, True)]
 
@@ -67,9 +67,9 @@ def test_it_is_fed_when_it_has_what_was_known() -> None:
 @pytest.mark.parametrize(("index", "positions"), [(1, 11), (1, 1 << 20), (0, 5), (2, 5), (63, 5)])
 def test_what_it_can_not_have_is_a_breach(index: int, positions: int) -> None:
     _, feeding = fed(1, by_cache=True)
-    feeding.accepted(1)
+    feeding.accepted(1, 0.0)
     with pytest.raises(RemoteError):
-        feeding.took(index, positions)
+        feeding.took(index, positions, 0.0)
 
 
 def handed_over(place: int = 1) -> Handovers:

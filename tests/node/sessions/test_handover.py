@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from gennode.node.actions import Opened, Rerouted
-from gennode.node.sessions.handover import HANDOVER_LIMIT_S, REPLICA_POSITIONS, TRIES
+from gennode.node.sessions.handover import (
+    ACCEPT_LIMIT_S,
+    PAUSE_S,
+    REPLICA_POSITIONS,
+    STALL_S,
+    TRIES,
+)
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Accept, CachePart, Close, Failed, Fed, Feed, Leaving, Open, Step
 from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD
@@ -121,13 +127,25 @@ def test_a_donor_that_hands_nothing_over_is_gone_round() -> None:
     company = begun()
     company.held = lambda letter: isinstance(letter[2], CachePart)
     company.drain(SECOND)
-    company.tick(HANDOVER_LIMIT_S + 4)
+    company.tick(STALL_S + 1)
     company.say(3)
     company.check()
     [event] = reroutes(company)
     assert event.is_planned
     feeds = [letter[2].cache for letter in company.heard(Feed) if isinstance(letter[2], Feed)]
     assert feeds == [True, False]  # its cache, then the frames of the hop above
+
+
+def test_a_stand_in_that_does_not_answer_is_replaced_in_time() -> None:
+    company = begun()
+    taker = stand_in(company, 1)
+    company.held = lambda letter: letter[0] == taker and isinstance(letter[2], Accept)
+    company.drain(SECOND)
+    company.tick(ACCEPT_LIMIT_S + PAUSE_S + 1)
+    company.say(3)
+    company.check()
+    [event] = reroutes(company)
+    assert event.after[1].peer == ({SPARE, OTHER} - {taker}).pop()
 
 
 def test_a_cache_that_does_not_fit_is_its_donors_fault() -> None:
