@@ -87,7 +87,7 @@ class Worker:
         command = [*self.prefix, *prefix, sys.executable, "-m", "gennode", "join"]
         command += ["--state", str(self.folder), "--model", self.model, "--layers", str(self.span)]
         command += ["--memory", f"{self.span.layers}M"]  # for these layers, and no others
-        command += ["--threads", "1", "--precision", "fp32", *self.options]
+        command += ["--threads", "1", "--precision", "fp32", "--leash", *self.options]
         for address in self.bootstrap():
             command += ["--bootstrap", address]
         self.started_ms = time.time_ns() // 1_000_000
@@ -96,7 +96,7 @@ class Worker:
                 command,
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # a leash: whatever ends the tests, it does not outlive them
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -167,6 +167,8 @@ class Worker:
         """Let it go, kindly at first."""
         if self.process is None:
             return
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         card = self.card
         if card is not None:
             with suppress(ProcessLookupError):
