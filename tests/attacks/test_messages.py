@@ -22,12 +22,18 @@ from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import (
     MAX_ANNOUNCEMENTS,
     Accept,
+    Acquaint,
     AgedAnnouncement,
     Announcements,
     Beats,
+    CachePart,
     Close,
+    Credit,
     Digest,
     Failed,
+    Fed,
+    Feed,
+    Leaving,
     Message,
     Open,
     Ping,
@@ -179,9 +185,17 @@ async def test_a_stranger_in_the_middle_of_a_session_changes_nothing() -> None:
                 attacker.links.send(peer, Close(session))
                 attacker.links.send(peer, Ping(session, 9))
                 attacker.links.send(peer, _opening(cast, index, session, attempt=5))
-                attacker.links.send(peer, _step(session, THIRDS[index].start, 10_000), row)
+                layer = THIRDS[index].start
+                attacker.links.send(peer, _step(session, layer, 10_000), row)
+                for cache in (False, True):
+                    attacker.links.send(peer, Feed(session, layer, ATTACKER.peer, 9, 0, cache))
+                attacker.links.send(peer, CachePart(session, 0, layer, "toy", 0, 1), row)
+                attacker.links.send(peer, Credit(session, 0, layer + 2, 1 << 40))
+                attacker.links.send(peer, Acquaint(session, layer, ATTACKER.peer))
             for claim in (Accept(session, 0, 1), Refuse(session, 0, 1, "no"),
-                          Failed(session, 0, 1, 0, "I said so"), Pong(session, 0, ())):  # fmt: skip
+                          Failed(session, 0, 1, 0, "I said so"), Pong(session, 0, ()),
+                          Credit(session, 0, 0, 1 << 40), Fed(session, 0, 1, 1),
+                          Leaving(session, 0, 1, 1, 1)):  # fmt: skip
                 attacker.links.send(owner, claim)
             attacker.links.send(owner, _step(session, LAYERS, 10_000), row)
 
@@ -196,8 +210,12 @@ async def test_messages_of_no_session_draw_at_most_a_refusal() -> None:
         for node in (cast.owner, *cast.workers):
             peer = node.machine.peer
             for message in (Accept(SESSION, 0, 0), Refuse(SESSION, 0, 0, ""), Close(SESSION),
-                            Failed(SESSION, 0, 0, 0, ""), Pong(SESSION, 0, ())):  # fmt: skip
+                            Failed(SESSION, 0, 0, 0, ""), Pong(SESSION, 0, ()),
+                            Credit(SESSION, 0, 0, 1 << 40), Fed(SESSION, 0, 0, 1),
+                            Leaving(SESSION, 0, 0, 1, 1), Acquaint(SESSION, 0, ATTACKER.peer),
+                            Feed(SESSION, 0, ATTACKER.peer, 1, 0, cache=True)):  # fmt: skip
                 attacker.links.send(peer, message)
+            attacker.links.send(peer, CachePart(SESSION, 0, 0, "toy", 0, 1), row)
             attacker.links.send(peer, _step(), row)
         for worker in cast.workers:
             await attacker.settled(worker.machine.peer)
