@@ -42,10 +42,12 @@ class Sampling:
 
 
 def choose(logits: Logits, sampling: Sampling, position: int) -> int:
-    """The token for `position`: a pure function of its arguments.
+    """The token for `position`: a pure function of its arguments, whatever was asked before and
+    wherever the logits lie. So a replay to the same bits gives the same tokens.
 
-    Greedy takes the lowest id among equals. RemoteError if a logit is not finite: the states
-    that it was computed from came from workers.
+    Ties: greedy takes the lowest id of those with the largest logit, 0 and −0 being equal; the
+    set of the likeliest takes lower ids first, and draws go through them in that order.
+    RemoteError if a logit is not finite: the states that it was computed from came from workers.
     """
     if not np.isfinite(logits).all():
         raise RemoteError("the workers' states lead to logits that are not finite numbers")
