@@ -16,15 +16,17 @@ from typing import Literal
 
 from bench._swarm_processes import Running, WorkerProcesses
 from gennode.engine.sample import Sampling
+from gennode.errors import LocalError
 from gennode.node.ask import Asker, Failover, asking
 from gennode.node.control import ask_status
 from gennode.node.prompt import answer
 from gennode.node.testnet import WorkerOptions
-from gennode.wire.ids import Span
+from gennode.wire.ids import Hop, Span
 
 REPLICAS = ("second", "third")  # of one half of the layers; the first worker has the other
 PROMPT_LETTERS = 100  # a token each
 MARGIN_TOKENS = 8  # before the fault, to know a usual token's time; and after it
+UNDISTURBED_TRIES = 3  # the first may still meet whoever was hurt
 LIMIT_S = 60.0  # for owners to hear of a worker that serves again
 LOOK_S = 0.05
 
@@ -75,6 +77,11 @@ class Telling:
         """What was repaired since this answer began."""
         return self._asker.failovers[self._repairs_before :]
 
+    @property
+    def route(self) -> tuple[Hop, ...]:
+        """Its hops of now."""
+        return self.repairs[-1].after if self.repairs else self._asker.route
+
     def token_s(self) -> float:
         """The usual time between two tokens before the fault."""
         calm = [end for end in self.times_s if end < self.struck_s]
@@ -119,6 +126,7 @@ class Stage:
         self._owner, self._judge = owner, judge
         self._plan = plan
         self._chance = chance
+        self._gone: Running | None = None
 
     async def warm_up(self) -> None:
         """Everybody's first step is slow."""
@@ -128,7 +136,8 @@ class Stage:
             await Telling(asker).run(self._prompt(), Sampling(max_tokens=4))
 
     async def trial(self, number: int, fault: Fault) -> Trial:
-        """Hurt who serves, take the times, and put everything right again."""
+        """Hurt who serves, once all serve again, and take the times."""
+        await self._mend()
         prompt, sampling = self._prompt(), self._sampling(number)
         at_token = self._chance.randrange(MARGIN_TOKENS, self._plan.tokens - MARGIN_TOKENS)
         fraction = self._chance.random()
@@ -144,21 +153,22 @@ class Stage:
         caught_up_s: float | None = None
         async for count in told.tokens_of(prompt, sampling):
             if count == at_token:
-                victim = self._workers.of(self._owner.route[-1].peer)
+                victim = self._workers.of(told.route[-1].peer)
                 asyncio.get_running_loop().call_later(fraction * told.token_s(), strike)
             if victim and told.repairs and caught_up_s is None:
                 [other] = set(REPLICAS) - {victim.name}
                 caught_up_s = await self._compute_s(other) - before_s[other]
         assert victim is not None
-        await self._mend(victim, fault)
-        undisturbed = Telling(self._judge)
-        await undisturbed.run(prompt, sampling)
+        if fault == "stop":
+            self._workers.send(victim.name, signal.SIGCONT)
+        else:
+            self._gone = victim
         return Trial(
             fault=fault,
             gap_s=told.gap_s(),
             replay_s=caught_up_s or 0.0,
             token_s=told.token_s(),
-            is_same=told.tokens == undisturbed.tokens,
+            is_same=told.tokens == await self._undisturbed(prompt, sampling),
             reason="; ".join(one.reason for one in told.repairs) or "nobody noticed",
         )
 
@@ -175,13 +185,21 @@ class Stage:
         """What a worker has computed in its life."""
         return (await ask_status(self._workers.running[name].card.control)).compute_s
 
-    async def _mend(self, victim: Running, fault: Fault) -> None:
-        """Have it serve again, and the owners know."""
-        if fault == "stop":
-            self._workers.send(victim.name, signal.SIGCONT)
-            return
-        await self._workers.ended(victim.name)
-        await self._until_known(await self._workers.again(victim.name))
+    async def _undisturbed(self, prompt: str, sampling: Sampling) -> list[int]:
+        """What the other owner is told, from a route on which nothing had to be repaired."""
+        for _ in range(UNDISTURBED_TRIES):
+            told = Telling(self._judge)
+            await told.run(prompt, sampling)
+            if not told.repairs:
+                return told.tokens
+        raise LocalError("the route is repaired though nobody hurts it")
+
+    async def _mend(self) -> None:
+        """Have all workers serve, and the owners know."""
+        if self._gone is not None:
+            await self._workers.ended(self._gone.name)
+            await self._until_known(await self._workers.again(self._gone.name))
+            self._gone = None
 
     async def _until_known(self, worker: Running) -> None:
         async with asyncio.timeout(LIMIT_S):
