@@ -25,6 +25,7 @@ from gennode.node.actions import (
     Job,
     OpenJob,
     Outcome,
+    Rerouted,
     RestoreJob,
     Run,
     Send,
@@ -174,7 +175,8 @@ class Company:
         if isinstance(message, Probe):
             return  # only there to open a link
         machine = self.machine if target == OWNER else self.hops[target]
-        self.act(target, machine.receive(source, message, payload, self.now_s))  # type: ignore[arg-type]
+        actions = machine.receive(source, message, payload, self.now_s)  # type: ignore[arg-type]
+        self.act(target, actions)
 
     def act(self, who: PeerId, actions: list[Action]) -> None:
         """Do what a machine decided."""
@@ -214,3 +216,26 @@ class Company:
         assert self.answers.keys() == self.truth.keys()
         for number, states in self.truth.items():
             np.testing.assert_array_equal(self.answers[number], states)
+
+
+def reroutes(company: Company) -> list[Rerouted]:
+    """What the owner was told of changes."""
+    return [event for event in company.events if isinstance(event, Rerouted)]
+
+
+def stand_in(company: Company, place: int) -> PeerId:
+    """Who was chosen to stand in for a hop."""
+    chosen = company.machine.standins[place]
+    assert chosen is not None
+    return chosen[0].peer
+
+
+def begun(**fields: object) -> Company:
+    """A session that has answered a prompt and some tokens."""
+    company = Company(**fields)  # type: ignore[arg-type]
+    company.submit(100)
+    company.submit(40)
+    company.settle()
+    company.say(10)
+    company.tick(0.5)
+    return company

@@ -10,9 +10,19 @@ from gennode.node.sessions.feeding import Feeding
 from gennode.node.sessions.handover import Handovers
 from gennode.node.sessions.standins import StandIns
 from gennode.wire.ids import Hop, PeerId
-from gennode.wire.messages import Accept, Credit, Failed, Fed, Feed, Leaving, Refuse, Step
+from gennode.wire.messages import (
+    Accept,
+    CachePart,
+    Credit,
+    Failed,
+    Fed,
+    Feed,
+    Leaving,
+    Refuse,
+    Step,
+)
 from tests.node.conftest import FIRST, PATH, SECOND, SESSION, SPARE, THIRD, frame
-from tests.node.sessions.company import OTHER
+from tests.node.sessions.company import OTHER, Letter, begun, reroutes
 from tests.node.sessions.scouts import TERMS, Directory, opens, sent, spares
 
 
@@ -139,3 +149,40 @@ def test_what_goes_wrong_ends_it_and_it_is_tried_again(sender: PeerId, message: 
     assert peer == (SPARE if is_spared else OTHER)
     assert again.attempt == 2
     assert again.donor is None  # by frames this time
+
+
+# -- steps that are taken back while others hold them -------------------------------------------
+
+
+def test_steps_taken_back_in_the_middle_of_a_handover_are_replayed() -> None:
+    company = begun()
+    parts: list[Letter] = []
+
+    def slowly(letter: Letter) -> bool:
+        """Two parts of the cache come through."""
+        if isinstance(letter[2], CachePart):
+            parts.append(letter)
+        return len(parts) > 2 and isinstance(letter[2], CachePart)
+
+    company.held = slowly
+    company.drain(SECOND)
+    company.tick(0.2)
+    company.take_back(100)
+    company.say(3)
+    assert [event.is_planned for event in reroutes(company)] == [True]
+    company.check()
+
+
+def test_what_a_stand_in_said_before_steps_were_taken_back_is_out_of_date() -> None:
+    company = begun()
+    company.held = lambda letter: isinstance(letter[2], Fed)
+    company.drain(SECOND)
+    company.tick(0.2)
+    company.take_back(100)
+    company.say(3)
+    company.held = lambda _letter: False
+    company.letters.extend(company.kept)
+    company.settle()
+    company.say(3)
+    assert [event.is_planned for event in reroutes(company)] == [True]
+    company.check()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from gennode.node.actions import Opened, Rerouted
+from gennode.node.actions import Opened
 from gennode.node.sessions.handover import (
     ACCEPT_LIMIT_S,
     PAUSE_S,
@@ -18,30 +18,8 @@ from gennode.node.sessions.handover import (
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Accept, CachePart, Close, Failed, Fed, Feed, Leaving, Open, Step
 from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD
-from tests.node.sessions.company import OTHER, Company, Letter
+from tests.node.sessions.company import OTHER, Company, Letter, begun, reroutes, stand_in
 from tests.node.sessions.scouts import TERMS, Directory, nobody, spares
-
-
-def reroutes(company: Company) -> list[Rerouted]:
-    return [event for event in company.events if isinstance(event, Rerouted)]
-
-
-def stand_in(company: Company, place: int) -> PeerId:
-    """Who was chosen to stand in for a hop."""
-    chosen = company.machine.standins[place]
-    assert chosen is not None
-    return chosen[0].peer
-
-
-def begun(**fields: object) -> Company:
-    """A session that has answered a prompt and some tokens."""
-    company = Company(**fields)  # type: ignore[arg-type]
-    company.submit(100)
-    company.submit(40)
-    company.settle()
-    company.say(10)
-    company.tick(0.5)
-    return company
 
 
 @pytest.mark.parametrize("leaver", [FIRST, SECOND, THIRD])
@@ -381,9 +359,6 @@ def test_a_copy_of_steps_that_were_taken_back_is_let_go() -> None:
     company.check()
 
 
-# -- steps that are taken back while others hold them -------------------------------------------
-
-
 def test_steps_taken_back_in_the_middle_of_a_repair_are_not_taken_from_a_copy() -> None:
     company = replicated()
     company.held = lambda letter: isinstance(letter[2], Accept)
@@ -394,38 +369,4 @@ def test_steps_taken_back_in_the_middle_of_a_repair_are_not_taken_from_a_copy() 
     company.letters.extend(company.kept)
     company.settle()
     company.say(3)
-    company.check()
-
-
-def test_steps_taken_back_in_the_middle_of_a_handover_are_replayed() -> None:
-    company = begun()
-    parts: list[Letter] = []
-
-    def slowly(letter: Letter) -> bool:
-        """Two parts of the cache come through."""
-        if isinstance(letter[2], CachePart):
-            parts.append(letter)
-        return len(parts) > 2 and isinstance(letter[2], CachePart)
-
-    company.held = slowly
-    company.drain(SECOND)
-    company.tick(0.2)
-    company.take_back(100)
-    company.say(3)
-    assert [event.is_planned for event in reroutes(company)] == [True]
-    company.check()
-
-
-def test_what_a_stand_in_said_before_steps_were_taken_back_is_out_of_date() -> None:
-    company = begun()
-    company.held = lambda letter: isinstance(letter[2], Fed)
-    company.drain(SECOND)
-    company.tick(0.2)
-    company.take_back(100)
-    company.say(3)
-    company.held = lambda _letter: False
-    company.letters.extend(company.kept)
-    company.settle()
-    company.say(3)
-    assert [event.is_planned for event in reroutes(company)] == [True]
     company.check()
