@@ -29,6 +29,7 @@ _REASONS = {
     "a value that is not finite": "step garbled",
     "too much is waiting": "queue full",
     "frames are missing": "frames missing",
+    "put aside can't be read": "frame unreadable",
     "can't be reached": "link given up",
     "did not answer a ping": "hop silent",
     "idle while a step": "hop stuck",
@@ -38,6 +39,11 @@ _REASONS = {
 
 RARE = (
     *dict.fromkeys(_REASONS.values()),
+    "Credit",
+    "Feed",
+    "Fed",
+    "Leaving",
+    "handover",
     "frames replayed",
     "tokens replayed",
     "hop opened again",

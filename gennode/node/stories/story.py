@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gennode.engine.sample import Sampling
-from gennode.engine.toy import ToyOwner
 from gennode.errors import GennodeError, LocalError, RemoteError
 from gennode.node.hops.hop import IDLE_S
 from gennode.node.prompt import answer
 from gennode.node.stories.cast import DRIFT, LAYERS, MANIFEST, THIRDS, Cast, MakeEngine
-from gennode.node.stories.chance import FlakyShard, draw
+from gennode.node.stories.chance import Chances, FlakyShard, WideOwner, draw
 from gennode.node.stories.faults import Fault, plan
 from gennode.node.stories.network import Weather
 from gennode.node.stories.owner import NOTHING, Promise
@@ -28,14 +27,14 @@ VOLUNTEERS = Weather(
     distance_s=(0.01, 0.1),
     step_time_s=(0.01, 0.06),
     load_time_s=2.0,
-    tick_s=0.125,
+    tick_s=0.2,
 )
 """Strangers' machines, 20 to 240 ms apart there and back."""
 REPLICAS = (2, 2, 3)
 OWNERS = (1, 2, 2)
 PROMPTS = (1, 2, 3)  # of each owner, one after the other
-THINKS_S = (1.0, 60.0)  # between two of them: people read answers
-IDLE_TICKS_S = (1.0, 3.0, 6.0)  # a worker has little to do of itself: a beat every ten seconds
+THINKS_S = (2.0, 180.0)  # between two of them: people read answers
+IDLE_TICKS_S = (3.0, 6.0, 9.0)  # a worker has little to do of itself: a beat every ten seconds
 WORDS = ("Sort these numbers. ", "What is the time? ", "Count the letters. ", "Say it again. ")
 REPEATS = (1, 3, 12, 20)  # up to 400 tokens: a few chunks
 LENGTHS = (8, 24, 60, 160)  # tokens
@@ -114,7 +113,7 @@ class _Stage:
     def __init__(self, seed: int, make_engine: MakeEngine | None) -> None:
         self.seed = seed
         self.rng = rng = random.Random(seed)
-        chances = draw(rng)
+        chances = draw(rng) if make_engine is None else Chances()
         self.swarm = SimulatedSwarm(
             rng.getrandbits(64),
             replace(VOLUNTEERS, stray_chance=chances.strays, idle_tick_s=rng.choice(IDLE_TICKS_S)),
@@ -180,7 +179,9 @@ class _Stage:
         handle = swarm.owner(owner, replicate=self.rng.random() < REPLICATES)
         trace.tell(swarm.now_s, f"{prompt.name} asks for {len(truth)} tokens")
         try:
-            async for token in answer(prompt.text, ToyOwner(MANIFEST), handle, prompt.sampling):
+            async for token in answer(
+                prompt.text, WideOwner(MANIFEST, self.cast.chances.padding), handle, prompt.sampling
+            ):
                 self._hand_out(prompt, token, truth)
         except (LocalError, RemoteError) as error:
             raise LocalError(f"{prompt.name} ended in a fault of ours: {error}") from error
@@ -236,10 +237,17 @@ class _Stage:
 
     def _check(self, state: SimulatedPeer) -> None:
         """After each thing that a peer did: it holds no more than it may."""
-        limit = self.cast.chances.limits.max_sessions
-        if state.machine.hosted_sessions > limit:
-            name = self.cast.name(state.peer)
-            raise LocalError(f"{name} hosts {state.machine.hosted_sessions} sessions of {limit}")
+        limits, machine = self.cast.chances.limits, state.machine
+        if not machine.hosted_sessions:
+            return
+        queued_bytes, retained_bytes = machine.held_bytes
+        for what, held, limit in (
+            ("sessions", machine.hosted_sessions, limits.max_sessions),
+            ("bytes that wait", queued_bytes, limits.queued_bytes),
+            ("bytes of frames", retained_bytes, limits.retained_bytes),
+        ):
+            if held > limit:
+                raise LocalError(f"{self.cast.name(state.peer)} holds {held} {what} of {limit}")
 
     def _wait_until_forgotten(self) -> None:
         swarm = self.swarm
@@ -253,7 +261,8 @@ class _Stage:
 
     def _holds_something(self, state: SimulatedPeer) -> bool:
         sequences = any(worker.usage.sequences for worker in state.workers.values())
-        return state.alive and (sequences or state.machine.hosted_sessions > 0)
+        machine = state.machine
+        return state.alive and (sequences or machine.hosted_sessions > 0 or any(machine.held_bytes))
 
     # -- the end ------------------------------------------------------------------------------
 
