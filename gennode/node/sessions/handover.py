@@ -54,6 +54,7 @@ class Handovers:
         self._fed_s: float | None = None  # since when the change could be made
         self._replicas: dict[Hop, Feeding] = {}
         self._next_replica = REPLICA_POSITIONS
+        self._uncopied: set[Hop] = set()  # whose copy failed: it is only a comfort
 
     # -- who is to go -------------------------------------------------------------------------
 
@@ -134,6 +135,7 @@ class Handovers:
         """The path has changed: a handover that was under way is forgotten."""
         path, peers = self._course.path, self._course.peers
         self._wishes = {hop: wish for hop, wish in self._wishes.items() if hop in path}
+        self._uncopied &= set(path)
         idle = [
             one
             for one in self._all()
@@ -198,6 +200,8 @@ class Handovers:
         self._next_replica = positions - positions % REPLICA_POSITIONS + REPLICA_POSITIONS
         actions: list[Action] = []
         for hop in self._course.path:
+            if hop in self._uncopied:
+                continue
             takers, replica = self._standins.of(hop), self._replicas.get(hop)
             if replica and replica.takers != takers:
                 actions += self._forget([replica])
@@ -216,6 +220,8 @@ class Handovers:
         if wish and feeding is self._planned:
             wish.tries -= 1
             wish.again_s = now_s if feeding.by_cache else now_s + PAUSE_S
+        if self._replicas.get(feeding.hop) is feeding:
+            self._uncopied.add(feeding.hop)
         if spurn or not feeding.by_cache:
             for peer in _peers(feeding):
                 self._standins.spurn(peer, now_s)

@@ -90,6 +90,7 @@ class Company:
 
     directory: Directory = field(default_factory=lambda: Directory(spares(SPARE, OTHER)))
     terms: SessionTerms = TERMS
+    gives_caches: bool = True
     scarce: frozenset[PeerId] = frozenset()
     """Who has no memory for frames."""
     now_s: float = 0.0
@@ -109,7 +110,7 @@ class Company:
     def __post_init__(self) -> None:
         model = HostedModel(
             MODEL, LAYERS, TOY_DIM, 32_768, lambda _span: True,
-            cache_position_bytes=lambda span: 4 * TOY_DIM * span.layers,
+            cache_position_bytes=lambda span: 4 * TOY_DIM * span.layers * self.gives_caches,
         )  # fmt: skip
         self.hops: dict[PeerId, HopMachine] = {}
         self.engines = {one: Engine() for one in (FIRST, SECOND, THIRD, SPARE, OTHER)}

@@ -285,9 +285,9 @@ def test_nobody_is_fed_without_need() -> None:
 # -- copies that are kept as the session goes on ------------------------------------------------
 
 
-def replicated() -> Company:
+def replicated(**fields: object) -> Company:
     """A session whose caches are copied, and that has run for a while."""
-    company = begun(terms=replace(TERMS, replicate=True))
+    company = begun(terms=replace(TERMS, replicate=True), **fields)
     for _ in range(3 * REPLICA_POSITIONS):
         company.say(1)
         company.tick(0.05)
@@ -310,6 +310,13 @@ def test_copies_follow_the_session() -> None:
     assert starts == sorted(set(starts))
     assert starts[0] == 0
     assert all(feed.cache for feed in feeds)
+    company.check()
+
+
+def test_workers_that_give_no_caches_are_not_asked_again_and_again() -> None:
+    company = replicated(gives_caches=False)
+    assert len(company.heard(Failed)) == len(PATH)
+    assert company.heard(CachePart) == []
     company.check()
 
 
