@@ -33,7 +33,7 @@ from gennode.errors import NetworkError, UsageError
 if TYPE_CHECKING:
     from gennode.node.ask import Answer, Failover
     from gennode.node.sessions.journal import Interrupted, Journal, Journals
-    from gennode.wire.ids import PeerId
+    from gennode.wire.ids import Hop, PeerId
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -252,13 +252,15 @@ def run_ask(
     def on_failover(failover: Failover) -> None:
         note(f"\n[{_failover_text(failover, known)}; now {route_text(failover.after, known)}]")
 
+    def on_route(route: tuple[Hop, ...]) -> None:
+        below = "\n" if asked.journal is not None else ""  # below the text so far
+        note(f"{below}[{route_text(route, known)}]")
+
     def on_text(text: str) -> None:
         print(text, end="", flush=True)
 
     async def tell(asker: Asker) -> Answer:
-        shown = {} if as_json else {
-            "on_text": on_text, "on_route": lambda route: note(f"[{route_text(route, known)}]"),
-        }  # fmt: skip
+        shown: dict[str, Any] = {} if as_json else {"on_text": on_text, "on_route": on_route}
         if asked.journal is not None:
             return await asker.resume(asked.journal, **shown)
         return await asker.ask(prompt, sampling, journals=asked.journals, **shown)

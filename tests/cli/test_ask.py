@@ -10,7 +10,7 @@ import pytest
 
 from gennode.node.sessions.journal import Journals, Watch
 from tests.cli.conftest import NOBODY, Command, finish, process
-from tests.node.sessions.test_journal import HEADER, TOKENS, begin, interrupt
+from tests.node.sessions.journals import HEADER, TOKENS, begin, interrupt
 
 MODEL = "gennode-small"
 NOBODY_THERE = NOBODY.format(port=1)  # a port for which even a server needs privileges

@@ -119,48 +119,47 @@ async def test_a_worker_that_is_told_to_go_hands_its_session_over_first(tmp_path
     async with raised(tmp_path, SPANS * 2) as (testnet, asker):
         changed = asyncio.Event()
         asker.on_failover = lambda _failover: changed.set()
-        names = {card.peer: name for name, card in testnet.cards().items()}
+        cards = {card.peer: (name, card) for name, card in testnet.cards().items()}
         tokens: list[int] = []
         async with aclosing(answer(PROMPT, asker.owner, asker.node, SAMPLING)) as stream:
             async for token in stream:
                 tokens.append(token)
                 if len(tokens) == HURT_AT:
-                    leaver = testnet.send_signal(names[asker.route[1].peer], signal.SIGTERM)
+                    name, leaver = cards[asker.route[1].peer]
+                    testnet.send_signal(name, signal.SIGTERM)
                     await changed.wait()
         assert tuple(tokens) == truth
         [failover] = asker.failovers
         assert failover.is_planned
         assert failover.lost == (leaver.peer,)
-        name = names[leaver.peer]
         deadline_s = time.monotonic() + WAIT_S
         while StateFolder(tmp_path / name).is_running():
             assert time.monotonic() < deadline_s
         assert "1 session to hand over" in testnet.log_tail(name)
         assert testnet.log_tail(name).endswith("left.")
 
+        _, successor = cards[failover.after[1].peer]
+        await _leaves_at_the_second_word(asker, successor)
 
-async def test_a_worker_that_is_told_twice_leaves_its_sessions_behind(tmp_path: Path) -> None:
-    async with (
-        raised(tmp_path, SPANS) as (testnet, asker),  # nobody could take them over
-        asker.node.open(asker.owner, max_positions=16),
-    ):
-        control = testnet.cards()["worker-2"].control
-        waiting = asyncio.Event()
-        waits: list[int] = []
 
-        def on_waiting(sessions: int) -> None:
-            waits.append(sessions)
-            waiting.set()
+async def _leaves_at_the_second_word(asker: Asker, card: NodeCard) -> None:
+    """Nobody can take its session over, so it waits; until it is told again."""
+    waiting = asyncio.Event()
+    waits: list[int] = []
 
-        async with asyncio.TaskGroup() as group:
-            leaving = tell_to_leave(control, at_once=False, on_waiting=on_waiting)
-            first = group.create_task(leaving)
-            await waiting.wait()
-            assert (await ask_status(control)).is_leaving
-            again = tell_to_leave(control, at_once=False, on_waiting=on_waiting)
-            second = group.create_task(again)
-        assert (first.result(), second.result()) == (1, 1)
-        assert set(waits) == {1}
+    def on_waiting(sessions: int) -> None:
+        waits.append(sessions)
+        waiting.set()
+
+    async with asker.node.open(asker.owner, max_positions=16), asyncio.TaskGroup() as group:
+        leaving = tell_to_leave(card.control, at_once=False, on_waiting=on_waiting)
+        first = group.create_task(leaving)
+        await waiting.wait()
+        assert (await ask_status(card.control)).is_leaving
+        again = tell_to_leave(card.control, at_once=False, on_waiting=on_waiting)
+        second = group.create_task(again)
+    assert (first.result(), second.result()) == (1, 1)
+    assert set(waits) == {1}
 
 
 async def test_a_worker_that_is_told_to_go_says_goodbye(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -15,13 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gennode.engine.sample import Sampling
 from gennode.errors import UsageError
 from gennode.node.sessions.journal import (
     MAX_AGE_S,
     MAX_JOURNALS,
-    Header,
-    Journal,
     Journals,
     Watch,
     read_journal,
@@ -29,19 +25,8 @@ from gennode.node.sessions.journal import (
     write_token,
 )
 from gennode.wire.ids import ModelId
+from tests.node.sessions.journals import HEADER, TOKENS, begin, interrupt
 
-HEADER = Header(
-    model=ModelId("ab" * 32),
-    named="gennode-large",
-    words="count from 1 to 9 =",
-    prompt=(5, 0, 700_000),
-    sampling=Sampling(temperature=0.5, top_p=0.9, seed=7, max_tokens=50),
-    codec="int8-outlier",
-    is_chat=False,
-    bootstrap=("/ip4/192.0.2.7/tcp/4001",),
-    began_s=1_790_000_000.0,
-)
-TOKENS = (3, 0, 1, 0, 299_999, 0)
 RECORD_BYTES = 8
 
 
@@ -69,27 +54,6 @@ def told() -> Told:
 @pytest.fixture
 def journals(tmp_path: Path, told: Told) -> Journals:
     return Journals(tmp_path / "state" / "sessions", Watch(told.append))
-
-
-def begin(journals: Journals, **changes: object) -> Journal:
-    journal = journals.begin(msgspec.structs.replace(HEADER, **changes))
-    assert journal is not None
-    return journal
-
-
-class Crash(Exception):  # noqa: N818 - it is none of ours
-    """The program ends in the middle."""
-
-
-def interrupt(
-    journal: Journal, tokens: Iterable[int] = TOKENS, *, first: Callable[[], None] = lambda: None
-) -> None:
-    """Write some tokens, and end as on Ctrl-C."""
-    with suppress(Crash), journal:
-        first()
-        for token in tokens:
-            journal.add(token)
-        raise Crash
 
 
 def tokens_of(journals: Journals, name: str) -> tuple[int, ...]:
@@ -313,7 +277,7 @@ def test_a_program_that_is_killed_leaves_all_that_it_gave_out(
     script = (
         "import os, signal, msgspec\n"
         "from pathlib import Path\n"
-        "from tests.node.sessions.test_journal import HEADER, TOKENS\n"
+        "from tests.node.sessions.journals import HEADER, TOKENS\n"
         "from gennode.node.sessions.journal import Journals, Watch\n"
         f"journal = Journals(Path({str(journals._folder)!r}), Watch(print)).begin(HEADER)\n"
         "for token in TOKENS: journal.add(token)\n"
