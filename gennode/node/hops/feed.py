@@ -6,7 +6,7 @@ layers computes its own cache, and its own cache, part by part, for a worker of 
 
 from __future__ import annotations
 
-from gennode.errors import GennodeError
+from gennode.errors import GennodeError, ResourceError
 from gennode.node.actions import Action, Exported, ExportJob, Outcome, Run, Send
 from gennode.node.flow import Flow
 from gennode.node.hops.hosted import Hosted
@@ -46,6 +46,11 @@ class FrameFeed:
     def credit(self, taken_bytes: int) -> list[Action]:
         """The stand-in took so much in. RemoteError if that can't be."""
         return self._send(self.flow.credit(taken_bytes))
+
+    def withdraw(self, frame: Kept) -> None:
+        """A frame was replaced: if it still waits it is not sent."""
+        if self.flow.withdraw(frame):
+            self.pushed = frame.number - 1
 
     def _send(self, frames: list[Kept]) -> list[Action]:
         peer, attempt, hosted = self.asked.peer, self.asked.attempt, self.hosted
@@ -90,12 +95,12 @@ class CacheFeed:
         return [*self._send(self.flow.credit(taken_bytes)), *self._export()]
 
     def exported(self, job: ExportJob, outcome: Outcome) -> list[Action]:
-        """The engine gave out a part; its error if it failed at it."""
+        """The engine gave out a part. ResourceError if it failed at it."""
         if job != self._exporting:
             return []  # another feed's
         self._exporting = None
         if isinstance(outcome, GennodeError):
-            raise outcome
+            raise ResourceError(str(outcome)) from outcome
         if isinstance(outcome, Exported) and job.start == self._next:  # else overtaken
             if outcome.end <= outcome.start:  # steps were taken back meanwhile
                 self._until = self._next

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from gennode.errors import GennodeError
+from gennode.errors import RemoteError, ResourceError
 from gennode.node.actions import Action, ExportJob, HopKey, Outcome, Send
 from gennode.node.hops.admission import HopLimits, HostedModel
 from gennode.node.hops.feed import CacheFeed, FrameFeed
@@ -42,7 +42,7 @@ class _Entry:
         self.moved_s = now_s
         try:
             return move()
-        except GennodeError as error:
+        except (RemoteError, ResourceError) as error:
             return [self.end(str(error))]
 
     def end(self, reason: str) -> Send:
@@ -147,7 +147,7 @@ class Feeds:
         """A retained frame was replaced."""
         entry = self._entries.get(key)
         if entry is not None and isinstance(entry.feed, FrameFeed):
-            entry.feed.flow.withdraw(frame)
+            entry.feed.withdraw(frame)
 
     def lose(self, key: HopKey) -> list[Action]:
         """All retained frames of a hop were given up."""

@@ -315,8 +315,7 @@ class HopMachine:
         if not isinstance(outcome, bytes):
             return []
         hosted.goes(job, now_s)
-        passed = self._passing.pass_on(hosted, job, outcome, self._model_of(hosted).dim)
-        return [*passed, *hosted.took_step(len(job.payload))]
+        return self._passing.pass_on(hosted, job, outcome, self._model_of(hosted).dim)
 
     # -- the rest -----------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from gennode.node.actions import HopKey, Send, StepJob
 from gennode.node.flow import Flow, Intake
 from gennode.node.hops.pace import Pace
@@ -51,6 +53,7 @@ class Hosted:
         self.parts_bytes = 0  # of its cache, waiting for the engine
         self.has_bad_cache = False  # a part of it was wrong: no more are taken
         self.flow: Flow[Kept] = Flow()  # to the next hop
+        self.owed: Counter[int] = Counter()  # bytes taken in for each step that waits there
         self.intake = Intake()
         self.parts_intake = Intake()
 

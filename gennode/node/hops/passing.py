@@ -29,15 +29,17 @@ class Passing:
 
     def pass_on(self, hosted: Hosted, job: StepJob, payload: bytes, dim: int) -> list[Action]:
         """A step was computed: send its output to whom it is for, and keep it."""
-        only_rebuilds = job.rebuild and hosted.ends_rebuilding
-        if hosted.is_last:
-            end = job.position + job.rows
-            return [hosted.fed(end) if only_rebuilds else hosted.result(job, payload, dim)]
-        frame = Kept.of(job, payload)
-        actions = self._keep(hosted, frame)
-        if only_rebuilds:
-            actions.append(hosted.fed(frame.end))
+        frame, actions = Kept.of(job, payload), list[Action]()
+        if not hosted.is_last:
+            actions += self._keep(hosted, frame)
+        if job.rebuild and hosted.ends_rebuilding:
+            actions += [hosted.fed(frame.end), *hosted.took_step(len(job.payload))]
+        elif hosted.is_last:
+            actions += [hosted.result(job, payload, dim), *hosted.took_step(len(job.payload))]
         else:
+            hosted.owed[job.number] += len(job.payload)
+            if not job.rebuild:  # and not what was replayed under this number
+                hosted.replayed = min(hosted.replayed, job.number - 1)
             actions += self._push(hosted, frame)
         return actions + self._bound()
 
@@ -76,6 +78,7 @@ class Passing:
         return self._send(hosted, hosted.flow.push(frame, frame.size_bytes))
 
     def _send(self, hosted: Hosted, frames: list[Kept]) -> list[Action]:
+        """Only what has left counts as taken: who is slow below slows down those above."""
         sends: list[Action] = []
         for frame in frames:
             try:
@@ -83,6 +86,7 @@ class Passing:
             except ResourceError as error:
                 return [*sends, hosted.failed(hosted.opened.index, frame.number, str(error))]
             sends.append(hosted.step(frame, payload))
+            sends += hosted.took_step(hosted.owed.pop(frame.number, 0))
         return sends
 
     def _keep(self, hosted: Hosted, frame: Kept) -> list[Action]:

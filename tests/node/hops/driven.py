@@ -69,6 +69,11 @@ def told(actions: list[Action]) -> list[Message]:
     return [send.message for send in sends(actions)]
 
 
+def payloads(actions: list[Action]) -> list[bytes]:
+    """The payloads of the steps that are sent."""
+    return [bytes(send.payload) for send in sends(actions) if isinstance(send.message, Step)]
+
+
 def numbers(actions: list[Action]) -> list[int]:
     """The numbers of the steps that are sent."""
     return [message.number for message in told(actions) if isinstance(message, Step)]

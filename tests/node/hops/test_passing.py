@@ -20,7 +20,18 @@ from gennode.wire.messages import (
     Step,
 )
 from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD
-from tests.node.hops.driven import DIM, FRAME, ROWS, Driven, numbers, opened, sends, told, wide
+from tests.node.hops.driven import (
+    DIM,
+    FRAME,
+    ROWS,
+    Driven,
+    numbers,
+    opened,
+    payloads,
+    sends,
+    told,
+    wide,
+)
 
 WINDOW = WINDOW_BYTES // CREDIT_BYTES  # frames
 REROUTED = (PATH[0], PATH[1], Hop(SPARE, Span(4, 6)))
@@ -68,6 +79,15 @@ def test_a_new_attempt_is_counted_from_nothing() -> None:
     assert [type(message) for message in told(hop.passes(0, 0, rows=ROWS - 1))] == [Step]
 
 
+def test_who_is_slow_below_slows_down_those_above() -> None:
+    hop = opened()
+    credits = [m.taken_bytes for m in told(hop.fills(WINDOW + 2)) if isinstance(m, Credit)]
+    assert credits[-1] == WINDOW_BYTES  # and no more, though all is computed
+    assert hop.machine.queued_bytes == 0
+    [_, credit] = told(hop.hears(THIRD, _credit(1)))
+    assert credit == Credit(SESSION, 0, 2, WINDOW_BYTES + CREDIT_BYTES)
+
+
 # -- what waits for the hop below -----------------------------------------------------------------
 
 
@@ -78,7 +98,7 @@ def test_no_more_than_a_window_goes_out_without_credit() -> None:
     assert numbers(hop.hears(THIRD, _credit(1))) == []
     late = hop.hears(THIRD, _credit(3))
     assert numbers(late) == [WINDOW + 1, WINDOW + 2]
-    assert [bytes(send.payload)[:1] for send in sends(late)] == [b"\5", b"\6"]
+    assert [frame[:1] for frame in payloads(late)] == [b"\5", b"\6"]
 
 
 def test_credit_of_strangers_and_of_older_attempts_changes_nothing() -> None:
@@ -135,10 +155,8 @@ def test_frames_over_the_limit_are_put_aside_and_sent_all_the_same() -> None:
     hop = opened(limits=HopLimits(retained_bytes=2 * CREDIT_BYTES), store=store)
     assert not [m for m in told(hop.fills(WINDOW + 4)) if isinstance(m, Failed)]
     assert store.held_bytes == (WINDOW + 2) * CREDIT_BYTES
-    released = sends(hop.hears(THIRD, _credit(4)))
-    assert [bytes(send.payload) for send in released] == [
-        bytes([number]) * CREDIT_BYTES for number in range(WINDOW, WINDOW + 4)
-    ]
+    released = payloads(hop.hears(THIRD, _credit(4)))
+    assert released == [bytes([number]) * CREDIT_BYTES for number in range(WINDOW, WINDOW + 4)]
     positions = WINDOW * ROWS
     again = wide(1, attempt=1, replay_positions=positions, rebuild_until=2)
     replayed = hop.opens(again)
