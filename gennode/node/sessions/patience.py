@@ -20,11 +20,6 @@ def limit_s(row_times_s: deque[float], rows: int) -> float:
     return max(MIN_PATIENCE_S, P99_FACTOR * p99_s * max(1, rows))
 
 
-def busy_limit_s(limit_s: float) -> float:
-    """The same for a hop that says that it is computing."""
-    return max(MIN_BUSY_S, BUSY_FACTOR * limit_s)
-
-
 class Patience:
     """Times of recent steps, and when the ones that are under way were sent.
 
@@ -75,11 +70,6 @@ class Patience:
         return max(oldest, self._replayed_rows)
 
     @property
-    def is_measured(self) -> bool:
-        """Whether enough steps were timed to judge a busy hop by them."""
-        return len(self._row_times_s) >= ENOUGH_STEPS
-
-    @property
     def is_replaying(self) -> bool:
         """Whether the awaited step is behind a replay."""
         return self._replayed_rows > 0
@@ -94,7 +84,9 @@ class Patience:
 
     def is_hopeless(self, now_s: float) -> bool:
         """Whether even a hop that is computing has had all the time that it can need."""
-        return self.is_measured and self.late_s(now_s) > busy_limit_s(self._limit_s())
+        if len(self._row_times_s) < ENOUGH_STEPS:
+            return False
+        return self.late_s(now_s) > max(MIN_BUSY_S, BUSY_FACTOR * self._limit_s())
 
     def _limit_s(self) -> float:
         return limit_s(self._row_times_s, self.rows) if self._row_times_s else FIRST_PATIENCE_S

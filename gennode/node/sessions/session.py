@@ -239,6 +239,8 @@ class SessionMachine:
     def _failed(self, sender: PeerId, message: Failed, now_s: float) -> list[Action]:
         near = self.path[max(0, message.index - 1) : message.index + 2]
         if all(hop.peer != sender for hop in near):
+            if sender in self._avoid:
+                return []  # it was let go meanwhile, and may have been feeding its stand-in
             raise RemoteError("a failure names a hop that is no neighbour of its sender")
         return self._mend({self.path[message.index].peer}, message.reason, now_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gennode.node.sessions.paces import Paces
-from gennode.node.sessions.patience import Patience, busy_limit_s
+from gennode.node.sessions.patience import Patience
 from gennode.node.sessions.slow import Slowness
 from gennode.node.sessions.watch import Watch
 from gennode.wire.ids import Hop, PeerId
@@ -108,20 +108,20 @@ class Vigil:
         stuck = self._watch.stuck()
         if stuck is not None:
             return {stuck}, "idle while a step waits for it"
-        if self._patience.is_hopeless(now_s) or self._is_overdue(now_s, is_busy=True):
+        if self._patience.is_hopeless(now_s):
             return {self._path[self._watch.behind()].peer}, "computes without an end"
         return None
 
-    def _is_overdue(self, now_s: float, *, is_busy: bool = False) -> bool:
+    def _is_overdue(self, now_s: float) -> bool:
         """Whether the hop that has the awaited step took longer than it may by its own account.
 
-        Nobody knows what is where during a replay: then only all hops together are timed.
+        Nobody knows what is where during a replay: then only all hops together are timed. So
+        they are where a hop says that it is computing: another session's prompt may be in its
+        way, which its own account knows nothing of.
         """
         place = self._watch.behind()
         reached_s = self._watch.reached_s(place, self._patience.since_s)
         limit_s = self._paces.limit_s(self._path[place], self._patience.rows)
         if reached_s is None or limit_s is None or self._patience.is_replaying:
             return False
-        if is_busy and not self._patience.is_measured:
-            return False
-        return now_s - reached_s > (busy_limit_s(limit_s) if is_busy else limit_s)
+        return now_s - reached_s > limit_s

@@ -261,6 +261,18 @@ def test_a_stand_in_that_says_too_much_loses_its_place_at_most() -> None:
     assert repair.lost == (liar,)
 
 
+def test_a_late_word_of_a_donor_that_was_let_go_blames_nobody() -> None:
+    company = begun()
+    company.drain(SECOND)
+    company.tick(0.2)
+    [attempt] = {m.attempt for _, _, m, _ in company.heard(CachePart) if isinstance(m, CachePart)}
+    word = Failed(SESSION, attempt, 1, 0, "there is less of a cache than was computed")
+    assert company.machine.receive(SECOND, word, b"", company.now_s) == []
+    company.say(3)
+    company.check()
+    assert len(reroutes(company)) == 1
+
+
 def test_closing_lets_stand_ins_go() -> None:
     company = begun()
     company.held = lambda letter: isinstance(letter[2], CachePart)
