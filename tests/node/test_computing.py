@@ -11,7 +11,15 @@ import pytest
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
 from gennode.errors import ModelError
-from gennode.node.actions import CloseJob, Job, OpenJob, Outcome
+from gennode.node.actions import (
+    CloseJob,
+    Exported,
+    ExportJob,
+    Job,
+    OpenJob,
+    Outcome,
+    RestoreJob,
+)
 from gennode.node.computing import Computing
 from gennode.node.worker import Worker
 from tests.node.conftest import LAYERS, MODEL, OWNER
@@ -64,6 +72,25 @@ class Stage:
 
 def opening(number: int) -> OpenJob:
     return OpenJob(MODEL, key(number), 0, WHOLE, 4096, OWNER)
+
+
+async def test_parts_of_caches_come_back_as_other_jobs_do() -> None:
+    stage = Stage(Recorder())
+    for number in (1, 2):
+        stage.submit(opening(number))
+    await stage.until(2)
+    stage.submit(step(key(1), 0, 0, 9))
+    await stage.until(3)
+    stage.submit(ExportJob(MODEL, key(1), 0, 0, 1 << 22))
+    await stage.until(4)
+    part = stage.told[-1][1]
+    assert isinstance(part, Exported)
+    stage.submit(RestoreJob(MODEL, key(2), 0, part.layout, 0, part.end, part.payload))
+    stage.submit(step(key(2), 1, 9, 1))
+    await stage.until(6)
+    assert stage.told[-2][1] == b""
+    assert stage.told[-1][1] == alone([step(key(1), 0, 0, 9), step(key(1), 1, 9, 1)])[1]
+    stage.computing.close()
 
 
 async def test_jobs_come_back_in_the_loop_and_calls_run_in_the_thread() -> None:

@@ -101,6 +101,29 @@ def test_a_known_prefix_gives_the_same_bits_without_computing() -> None:
     assert (host.prefixes.hits, host.prefixes.rows) == (3, 3 * ROWS)
 
 
+def test_frames_that_were_computed_in_one_step_are_all_known_and_end_where_they_should() -> None:
+    host = Host(CountingShard())
+    key = host.open(1)
+    frames = [prompt(seed) for seed in (1, 2, 3)]
+    jobs = [
+        StepJob(MODEL, key, 0, n, n * ROWS, ROWS, 0, False, "raw", states.tobytes())
+        for n, states in enumerate(frames)
+    ]
+    assert host.prefixes.answer(jobs[0]) is None
+    for job in jobs[1:]:
+        host.prefixes.follow(job)
+    results = host.engine.step([StepInput(key, n * ROWS, one) for n, one in enumerate(frames)])
+    for job, states in zip(jobs, results, strict=True):
+        host.prefixes.computed(job, states.tobytes())
+    plain = Host(Forgetful())
+    before = host.engine.rows
+    for session, seeds in enumerate([(1, 2, 3), (1, 2, 4), (1, 5)], start=2):
+        expected = answer(plain, plain.open(session), *seeds)
+        assert answer(host, host.open(session), *seeds) == expected
+    assert host.prefixes.hits == 3 + 2 + 1
+    assert host.engine.rows == before + 2 * ROWS + 9
+
+
 def test_where_prompts_part_it_computes_as_without_a_cache() -> None:
     host, plain = Host(CountingShard()), Host(Forgetful())
     answer(host, host.open(1), 1, 2, 3)
