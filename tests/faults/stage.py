@@ -44,12 +44,12 @@ _NEVER = threading.Event()
 Prefix = Sequence[str]
 
 
-def without_tools(*names: str) -> str:
-    """Why a test that needs these programs, and root, can't run here; empty if it can."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "only root on Linux may do this to processes"
-    missing = [name for name in names if shutil.which(name) is None]
-    return f"to install first: {', '.join(missing)}" if missing else ""
+def without(*trial: str) -> str:
+    """Why a program that tests need can't be run as in `trial`; empty if it can."""
+    if shutil.which(trial[0]) is None:
+        return f"to install first: {trial[0]}"
+    tried = subprocess.run(trial, capture_output=True, text=True, check=False)
+    return tried.stderr.strip() if tried.returncode else ""
 
 
 def eventually(holds: Callable[[], bool], what: str, limit_s: float = WAIT_S) -> float:
@@ -117,7 +117,10 @@ class Worker:
     def ended(self) -> int:
         """Wait until its process has ended; the exit code."""
         assert self.process is not None
-        return self.process.wait(WAIT_S)
+        code = self.process.wait(WAIT_S)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return code
 
     @property
     def runs(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,15 +28,17 @@ from tests.faults.stage import (
     WAIT_S,
     Worker,
     measured,
-    without_tools,
+    without,
 )
+
+NO_STRACE = without("strace", "-f", "--seccomp-bpf", "-o", "/dev/null", "true")
+NO_PRLIMIT = without("prlimit", "--fsize=512", "true")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.skipif(
-        bool(without_tools("strace", "prlimit")),
-        reason=f"NO STRACE, so disks don't fail: {without_tools('strace', 'prlimit')}",
+        bool(NO_STRACE or NO_PRLIMIT), reason=f"DISKS CAN'T FAIL HERE: {NO_STRACE or NO_PRLIMIT}"
     ),
 ]
 
@@ -167,18 +170,23 @@ def test_a_flipped_byte_is_found_and_fetched_again_once_there_is_room(
     )
 
 
-def test_a_folder_with_a_flipped_byte_is_not_used(tmp_path: Path) -> None:
+def test_a_folder_that_can_not_be_read_or_has_a_flipped_byte_is_not_used(tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    folder.mkdir()
-    for file in find_model(MODEL).iterdir():
-        data = file.read_bytes()
-        (folder / file.name).write_bytes(flipped(data) if file.name == WEIGHTS else data)
-    worker = Worker(tmp_path / "state", WHOLE, model=str(folder))
+    shutil.copytree(find_model(MODEL), folder)
+    weights = folder / WEIGHTS
+    worker = Worker(tmp_path / "broken", WHOLE, model=str(folder))
+    worker.start(failing(weights, "read", BROKEN))
+    assert worker.ended() == ModelError.exit_code
+    assert "can't be read" in worker.log()
+    promised = "exit code 3 and the next step"
+    measured("EIO as weights are read", promised, worker.log().strip().splitlines()[0])
+
+    weights.write_bytes(flipped(weights.read_bytes()))
+    worker = Worker(tmp_path / "flipped", WHOLE, model=str(folder))
     worker.start()
     assert worker.ended() == ModelError.exit_code
     assert "download that file again" in worker.log()
-    told = worker.log().strip().splitlines()[0]
-    measured("a byte of a model folder is flipped", "exit code 3 and the next step", told)
+    measured("a byte of a model folder is flipped", promised, worker.log().strip().splitlines()[0])
 
 
 def flipped(data: bytes) -> bytes:

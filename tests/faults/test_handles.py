@@ -18,17 +18,17 @@ from gennode.mesh.links.outgoing import PROTOCOL
 from gennode.mesh.multiaddr import split_peers
 from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.reach.reach import endpoint
+from gennode.node.control import ask_status
 from gennode.wire.ids import Span
 from gennode.wire.signing import Key
-from tests.faults.stage import ROOT, Asker, Worker, measured, without_tools
+from tests.faults.stage import ROOT, Asker, Worker, measured, without
+
+NO_PRLIMIT = without("prlimit", "--nofile=64:64", "true")
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(180),
-    pytest.mark.skipif(
-        bool(without_tools("prlimit")),
-        reason=f"NO PRLIMIT, so handles don't run out: {without_tools('prlimit')}",
-    ),
+    pytest.mark.skipif(bool(NO_PRLIMIT), reason=f"HANDLES DON'T RUN OUT HERE: {NO_PRLIMIT}"),
 ]
 
 HANDLES = 64
@@ -66,7 +66,8 @@ async def crowd(address: str, streams: int, stack: AsyncExitStack) -> None:
 
 
 async def test_who_is_served_stays_served(worker: Worker, tmp_path: Path) -> None:
-    address = (await asyncio.to_thread(worker.ready)).addresses[0]
+    card = await asyncio.to_thread(worker.ready)
+    address = card.addresses[0]
     where = endpoint(address)
     assert where is not None
     asker = Asker((), [address], tmp_path / "asker")
@@ -76,7 +77,8 @@ async def test_who_is_served_stays_served(worker: Worker, tmp_path: Path) -> Non
     asker.paused()
     with ExitStack() as dials:
         dials.callback(asker.kill)
-        limit = uses(worker)["inbound streams"]["limit"]
+        limits = (await ask_status(card.control)).limits
+        [limit] = [use.limit for use in limits if use.name == "inbound streams"]
         assert 0 < limit < HANDLES // 2
         async with AsyncExitStack() as strangers:
             await crowd(address, limit, strangers)
