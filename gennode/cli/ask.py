@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 KEPT_TERMS = ("temperature", "top_p", "seed", "max_tokens", "codec", "chat")
 """What an interrupted answer was begun with, and has to go on with: else its tokens change."""
+
+_WHERE = re.compile(r" /\S+/p2p/.*")  # an address that nobody answers at, and each try to dial it
 
 
 def prompt_options(command: F) -> F:
@@ -247,20 +250,12 @@ def run_ask(
         max_tokens=how["max_tokens"],
     )
     prompt = [ChatMessage("user", asked.prompt)] if how["chat"] else asked.prompt
-    known = names or {}
-
-    def on_failover(failover: Failover) -> None:
-        note(f"\n[{_failover_text(failover, known)}; now {route_text(failover.after, known)}]")
-
-    def on_route(route: tuple[Hop, ...]) -> None:
-        below = "\n" if asked.journal is not None else ""  # below the text so far
-        note(f"{below}[{route_text(route, known)}]")
-
-    def on_text(text: str) -> None:
-        print(text, end="", flush=True)
+    screen = Screen(names or {}, asked)
 
     async def tell(asker: Asker) -> Answer:
-        shown: dict[str, Any] = {} if as_json else {"on_text": on_text, "on_route": on_route}
+        shown: dict[str, Any] = {}
+        if not as_json:
+            shown = {"on_text": screen.text, "on_route": screen.route}
         if asked.journal is not None:
             return await asker.resume(asked.journal, **shown)
         return await asker.ask(prompt, sampling, journals=asked.journals, **shown)
@@ -275,7 +270,7 @@ def run_ask(
             peers=peers,
             frugal=how["cheapest"],
             replicate=how["replicate"],
-            on_failover=on_failover if not as_json else lambda _failover: None,
+            on_failover=screen.change if not as_json else lambda _failover: None,
         ) as asker:
             asker.remembered = remembered
             answer = await tell(asker)
@@ -288,9 +283,25 @@ def run_ask(
     asyncio.run(ask())
 
 
-def _failover_text(failover: Failover, names: dict[PeerId, str]) -> str:
-    lost = ", ".join(names.get(peer, short(peer)) for peer in failover.lost)
-    return f"{lost} {failover.reason}" if failover.is_planned else f"lost {lost}: {failover.reason}"
+@dataclass(frozen=True)
+class Screen:
+    """An answer as a person sees it come: its text, and beside that where it comes from."""
+
+    names: dict[PeerId, str]
+    asked: Asked
+
+    def text(self, text: str) -> None:
+        print(text, end="", flush=True)
+
+    def route(self, route: tuple[Hop, ...]) -> None:
+        below = "\n" if self.asked.journal is not None else ""  # below the text so far
+        note(f"{below}[{route_text(route, self.names)}]")
+
+    def change(self, failover: Failover) -> None:
+        lost = ", ".join(self.names.get(peer, short(peer)) for peer in failover.lost)
+        what = f"{lost} " if failover.is_planned else f"lost {lost}: "
+        reason = _WHERE.sub(" it", failover.reason)
+        note(f"\n[{what}{reason}; now {route_text(failover.after, self.names)}]")
 
 
 def _summary(answer: Answer) -> str:

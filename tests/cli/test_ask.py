@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gennode.cli.ask import Asked, Screen
+from gennode.node.ask import Failover
 from gennode.node.sessions.journal import Journals, Watch
+from gennode.wire.ids import Hop, Span
+from gennode.wire.signing import Key
 from tests.cli.conftest import NOBODY, Command, finish, process
 from tests.node.sessions.journals import HEADER, TOKENS, begin, interrupt
 
@@ -113,6 +117,27 @@ def test_a_journal_stays_where_it_is_if_nobody_can_be_asked(
     [found] = journals.interrupted()
     assert f"--resume {found.name}" in ended.err
     assert f"{len(TOKENS)} tokens are kept" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_planned", "words"),
+    [
+        ("is leaving", True, "[worker-2 is leaving; now owner → worker-3 [0:3] → owner]"),
+        (
+            f"can't reach {NOBODY_THERE}: failed to dial: all dials failed", False,
+            "[lost worker-2: can't reach it; now owner → worker-3 [0:3] → owner]",
+        ),
+    ],
+    ids=["planned", "failure"],
+)  # fmt: skip
+def test_a_planned_change_looks_other_than_a_failure(
+    reason: str, is_planned: bool, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, taker = (Key(bytes([number]) * 32).peer for number in (2, 3))
+    screen = Screen({left: "worker-2", taker: "worker-3"}, Asked("", None))
+    before, after = ((Hop(peer, Span(0, 3)),) for peer in (left, taker))
+    screen.change(Failover((left,), reason, before, after, 5, is_planned))
+    assert capsys.readouterr().err == f"\n{words}\n"
 
 
 @pytest.mark.slow  # it starts a node
