@@ -217,8 +217,8 @@ class SessionMachine:
     # -- steps and answers --------------------------------------------------------------------
 
     def _result(self, sender: PeerId, message: Step, payload: bytes, now_s: float) -> list[Action]:
-        steps = self._course.steps
-        if sender != self.path[-1].peer or message.layer != self.terms.layers or message.rebuild:
+        steps, last = self._course.steps, self._course.path[-1]
+        if sender != last.peer or message.layer != self.terms.layers or message.rebuild:
             raise RemoteError("a result came from a peer that is not the last hop")
         if self._state is not _State.READY or message.number < steps.answered:
             return []

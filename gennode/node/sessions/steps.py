@@ -61,7 +61,8 @@ class StepLog:
 
     def awaited(self) -> OwnerStep | None:
         """The step that is to be answered next."""
-        return None if self.is_idle else self._steps[self.answered - self._next_number]
+        ahead = self._next_number - self.answered  # the unanswered are the tail
+        return self._steps[-ahead] if ahead else None
 
     def answer(self, step: OwnerStep) -> None:
         """The awaited step is answered."""
