@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gennode.engine.seam import OwnerEngine
-from gennode.errors import NetworkError
+from gennode.errors import LocalError, NetworkError, RemoteError
 from gennode.mesh.links.limits import Use
 from gennode.mesh.links.links import Links
 from gennode.mesh.transport import Transport
-from gennode.node.actions import Job, Opened, OpenJob, Outcome, Rerouted, Run, Send
+from gennode.node.actions import Job, Lost, Opened, OpenJob, Outcome, Rerouted, Run, Send
 from gennode.node.computing import Computing
 from gennode.node.hops.spill import FrameStore
 from gennode.node.meeting import Meeting, Where
@@ -274,7 +274,21 @@ class LiveNode:
     # -- messages in, actions out -------------------------------------------------------------
 
     def _on_message(self, sender: PeerId, message: Message, payload: bytes) -> None:
-        self.act(self.machine.receive(sender, message, payload, self._now_s()))
+        try:
+            actions = self.machine.receive(sender, message, payload, self._now_s())
+        except RemoteError:
+            raise
+        except Exception as error:  # task root: no peer's message may end the node
+            log.exception("fault_of_ours message=%s", type(message).__name__)
+            self._lose(message, error)
+        else:
+            self.act(actions)
+
+    def _lose(self, message: Message, error: Exception) -> None:
+        """A fault of ours costs the session that it befell, if it is one of our own."""
+        session = getattr(message, "session", None)
+        if session is not None and self.machine.owning.owns(session):
+            self._sessions.tell(Lost(session, LocalError(f"a fault of ours: {error!r}")))
 
     def _on_down(self, peer: PeerId, reason: str, _breach: bool) -> None:
         self.act(self.machine.peer_down(peer, as_text(reason), self._now_s()))

@@ -7,15 +7,20 @@ import threading
 
 import pytest
 
+from gennode.engine.sample import Sampling
 from gennode.engine.seam import States, StepInput
 from gennode.engine.toy import ToyShard
-from gennode.errors import NetworkError, NoRouteError
+from gennode.errors import LocalError, NetworkError, NoRouteError
+from gennode.node.actions import Action
 from gennode.node.hops.admission import HopLimits
+from gennode.node.prompt import answer
 from gennode.node.sessions.patience import MIN_PATIENCE_S
+from gennode.node.sessions.session import SessionMachine
 from gennode.node.sessions.watch import PONG_LIMIT_S
 from gennode.wire.fields import CodecName
-from gennode.wire.ids import Span
-from tests.node.toys import LAYERS, MANIFEST, THIRDS, staged, toy_worker, truth
+from gennode.wire.ids import PeerId, Span
+from gennode.wire.messages import Step, ToOwner
+from tests.node.toys import LAYERS, MANIFEST, THIRDS, WAIT_S, staged, toy_worker, truth
 
 PROMPT = "live and let live"
 REPLICATED = THIRDS * 2
@@ -71,6 +76,16 @@ async def test_two_crashes_in_one_answer() -> None:
         assert len(cast.repairs) == 2
 
 
+async def test_a_long_answer_goes_on_from_its_tokens() -> None:
+    sampling = Sampling(temperature=1.0, seed=3, max_tokens=300)
+    whole = await truth(PROMPT, sampling)
+    async with staged([toy_worker(span) for span in THIRDS]) as cast:
+        rest = answer(PROMPT, cast.engine, cast.owner, sampling, given=whole[:-5])
+        async with asyncio.timeout(WAIT_S):
+            assert [token async for token in rest] == whole[-5:]
+        assert cast.repairs == []
+
+
 async def test_streams_that_reset_cost_no_failover() -> None:
     async with staged([toy_worker(span) for span in THIRDS]) as cast:
         peers = [cast.owner.machine.peer, *(worker.machine.peer for worker in cast.workers)]
@@ -115,6 +130,28 @@ async def test_an_owner_that_knows_nobody_has_no_route_at_once() -> None:
         await cast.owner.find_workers(cast.engine.model, LAYERS, timeout_s=0.01)
         with pytest.raises(NoRouteError):
             await cast.ask(PROMPT)
+
+
+async def test_a_fault_of_ours_costs_one_answer_and_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with staged([toy_worker(span) for span in THIRDS]) as cast:
+        receive, seen = SessionMachine.receive, []
+
+        def stumble(
+            machine: SessionMachine, sender: PeerId, message: ToOwner, payload: bytes, now_s: float
+        ) -> list[Action]:
+            if isinstance(message, Step):
+                seen.append(message)
+                if len(seen) == 5:
+                    raise ZeroDivisionError("injected")
+            return receive(machine, sender, message, payload, now_s)
+
+        monkeypatch.setattr(SessionMachine, "receive", stumble)
+        with pytest.raises(LocalError, match="ZeroDivisionError"):
+            await cast.ask(PROMPT)
+        assert "fault_of_ours message=Step" in caplog.text
+        assert await cast.ask(PROMPT) == await truth(PROMPT)  # nothing else was lost
 
 
 async def test_two_prompts_at_once_do_not_mix() -> None:
