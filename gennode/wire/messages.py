@@ -179,8 +179,8 @@ class Credit(Base, frozen=True):
     """To whoever sends a session's steps, or a part of its cache, to the sender of this: so many
     bytes of payload have been taken in of all that came under this attempt.
 
-    At most `WINDOW_BYTES` more than that may be under way, or one frame. Said every
-    `CREDIT_BYTES`, and not for each token.
+    At most `WINDOW_BYTES` more than that may be under way, or one frame beside less than
+    `CREDIT_BYTES`. Said every `CREDIT_BYTES`, and not for each token.
     """
 
     session: Session
