@@ -52,14 +52,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of one fault. `replay_s`: what the other worker computed to catch up."""
+    """What came of one fault, after `at_token` tokens. `replay_s`: what the other worker computed
+    to catch up. `same_tokens`: how many came before the first wrong one; None if none was wrong."""
 
     fault: Fault
+    at_token: int
     gap_s: float
     replay_s: float
     token_s: float
-    is_same: bool
+    same_tokens: int | None
     reason: str
+
+    @property
+    def is_same(self) -> bool:
+        """Whether all tokens are those of an undisturbed session."""
+        return self.same_tokens is None
 
 
 class Telling:
@@ -163,13 +170,17 @@ class Stage:
             self._workers.send(victim.name, signal.SIGCONT)
         else:
             self._gone = victim
+        truth = await self._undisturbed(prompt, sampling)
+        pairs = enumerate(itertools.zip_longest(told.tokens, truth))
         return Trial(
             fault=fault,
+            at_token=at_token,
             gap_s=told.gap_s(),
             replay_s=caught_up_s or 0.0,
             token_s=told.token_s(),
-            is_same=told.tokens == await self._undisturbed(prompt, sampling),
-            reason="; ".join(one.reason for one in told.repairs) or "nobody noticed",
+            same_tokens=next((index for index, (one, other) in pairs if one != other), None),
+            reason="; ".join(f"{one.after_tokens}: {one.reason}" for one in told.repairs)
+            or "nobody noticed",
         )
 
     async def ask_again(self) -> float:
@@ -243,10 +254,11 @@ async def measure(
         trials = []
         for number, fault in enumerate(plan.faults):
             trials.append(trial := await stage.trial(number, fault))
+            said = "all" if trial.is_same else trial.same_tokens
             say(
-                f"{number + 1} of {len(plan.faults)}, {fault}: gap {trial.gap_s:.2f} s, "
-                f"replay {trial.replay_s:.2f} s, token {trial.token_s:.3f} s, "
-                f"{'same' if trial.is_same else 'OTHER'} tokens ({trial.reason})"
+                f"{number + 1} of {len(plan.faults)}, {fault} at {trial.at_token}: "
+                f"gap {trial.gap_s:.2f} s, replay {trial.replay_s:.2f} s, "
+                f"token {trial.token_s:.3f} s, {said} tokens right ({trial.reason})"
             )
         say("asking again instead …")
         return trials, [await stage.ask_again() for _ in range(plan.repeats)]

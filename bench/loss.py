@@ -117,7 +117,7 @@ class Swarm:
 def main() -> None:
     """Measure, print, report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round of 32 tokens a side")
+    parser.add_argument("--quick", action="store_true", help="one round of 24 tokens a side")
     parser.add_argument(
         "--congestion",
         default="reno",
@@ -135,16 +135,18 @@ def main() -> None:
     if not (model / "model.safetensors").exists():
         say("writing a random model …")
         random_llama(model, msgspec.structs.replace(LLAMA_1B, layers=LAYERS), seed=1)
-    rounds, tokens = (1, 32) if options.quick else (5, 64)
+    rounds, tokens = (1, 24) if options.quick else (5, 64)
     calm, lossy = Side(), Side()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gennode-loss-")))
-        lab = stack.enter_context(Lab({}, public=dict.fromkeys(HOSTS, CALM), seed=options.seed))
+        near = dict.fromkeys(HOSTS, Link())  # until all have met
+        lab = stack.enter_context(Lab({}, public=near, seed=options.seed))
         for host in HOSTS:
             setting = f"net.ipv4.tcp_congestion_control={options.congestion}"
             lab.run(host, ["sysctl", "-qw", setting])
         swarm = Swarm(lab, folder, model)
         swarm.raise_all()
+        swarm.attach(CALM)
         swarm.ask(4, Side())  # everybody's first step is slow
         for number in range(rounds):
             for side, link in ((calm, CALM), (lossy, LOSSY)):
