@@ -12,6 +12,7 @@ from tests.faults.stage import Stage
 
 @pytest.fixture(scope="session")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """The swarm, as the last test left it."""
     with ExitStack() as exits:
         yield Stage(tmp_path_factory.mktemp("swarm"), exits)
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,6 @@ class Worker:
     prefix: Prefix = ()
     options: tuple[str, ...] = ()
     model: str = MODEL
-    environment: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started_ms: int = 0
 
@@ -95,7 +94,6 @@ class Worker:
             self.process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env={**os.environ, **self.environment},
                 stdin=subprocess.PIPE,  # a leash: whatever ends the tests, it does not outlive them
                 stdout=log,
                 stderr=log,
