@@ -172,13 +172,13 @@ class Liars:
         rng, hosted = self.rng, self.some()
         if hosted is None:
             return
-        flow, layer = hosted.flow, hosted.span.end
+        sent_bytes, layer = hosted.flow._sent_bytes, hosted.span.end
         peer, attempt = hosted.receiver, hosted.opened.attempt
         entry = self.machine._feeds._entries.get(hosted.key)
         if entry is not None and rng.random() < 0.5:
             asked, layer = entry.feed.asked, entry.feed.layer
-            peer, attempt, flow = asked.peer, asked.attempt, entry.feed.flow  # type: ignore[assignment]
-        taken = flow._sent_bytes - rng.choice((0, 0, ROW, 5 * ROW, -ROW))
+            peer, attempt, sent_bytes = asked.peer, asked.attempt, entry.feed.flow._sent_bytes
+        taken = sent_bytes - rng.choice((0, 0, ROW, 5 * ROW, -ROW))
         message = Credit(hosted.key.session, attempt, layer, max(0, taken))
         self.hear(self.sender(peer), message)
 

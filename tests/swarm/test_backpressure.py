@@ -179,7 +179,8 @@ class Chain:
         if target in self.dead or isinstance(message, Probe):
             return
         machine = self.owner if target == OWNER else self.hops[target]
-        self.act(target, machine.receive(source, message, payload, self.now_s))  # type: ignore[arg-type]
+        done = machine.receive(source, message, payload, self.now_s)  # type: ignore[arg-type]
+        self.act(target, done)
         self._check(target)
 
     def _check(self, who: PeerId) -> None:
