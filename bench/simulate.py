@@ -4,8 +4,9 @@ Each story runs whole sessions on the product's own machines in virtual time, ov
 volunteers (20 to 240 ms there and back, 10 to 60 ms of computing per hop and token), while
 workers crash, hang, restart, leave and slow down, networks split and clocks jump. `identical`
 counts stories of which every answer is identical to that of one machine that never fails, or
-ended in one clear error; `refused` those errors. `life_speed` is virtual time by the wall clock
-over all processes, `life_speed_per_core` by the processor time of one.
+ended in one clear error; `refused` those errors, `abandoned` prompts whose owner vanished.
+`life_speed` is virtual time by the wall clock over all processes, `life_speed_per_core` by the
+processor time of one.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def main() -> int:
         "answers": tally.prompts,
         "answers_right": tally.right,
         "refused": tally.refused,
+        "abandoned": tally.abandoned,
         "faults": sum(tally.faults.values()),
         "failovers": tally.failovers,
         "events": tally.events,

@@ -98,8 +98,8 @@ def _replay(seed: int, as_json: bool) -> None:
 
 
 def _story_figures(tally: Tally, speed: float) -> dict[str, Any]:
-    names = ("stories", "prompts", "right", "refused", "failovers", "events", "virtual_s",
-             "longest_wait_s", "faults", "paths", "digest")  # fmt: skip
+    names = ("stories", "prompts", "right", "refused", "abandoned", "failovers", "events",
+             "virtual_s", "longest_wait_s", "faults", "paths", "digest")  # fmt: skip
     return {
         **{name: getattr(tally, name) for name in names},
         "wrong": 0,

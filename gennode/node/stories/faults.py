@@ -104,6 +104,16 @@ def _owner_freezes(rng: random.Random, cast: Cast) -> Drawn:
     return f"{cast.name(victim)} freezes for {duration_s:.1f} s", duration_s, strike
 
 
+def _owner_vanishes(rng: random.Random, cast: Cast) -> Drawn:
+    victim = rng.choice(cast.owners)
+
+    def strike() -> None:
+        if sum(cast.swarm.peers[peer].alive for peer in cast.owners) > 1:
+            _kill(cast, victim, power=rng.random() < 0.5)
+
+    return f"{cast.name(victim)} vanishes, unless nobody else asks", 0.0, strike
+
+
 def _slow(rng: random.Random, cast: Cast) -> Drawn:
     victim, duration_s = rng.choice(cast.workers), rng.uniform(5.0, 40.0)
     strike = partial(cast.swarm.slow, victim, SLOWNESS, duration_s)
@@ -237,6 +247,7 @@ _KINDS: dict[str, Callable[[random.Random, Cast], Drawn]] = {
     "freeze": _freeze,
     "hang": _hang,
     "owner freezes": _owner_freezes,
+    "owner vanishes": _owner_vanishes,
     "slow": _slow,
     "clock jump": _clock_jumps,
     "leave": _leave,

@@ -57,6 +57,8 @@ class Story:
     right: int
     refused: tuple[str, ...]
     """The errors that prompts ended in."""
+    abandoned: int
+    """Prompts whose owner vanished."""
     wrong: int
     """Tokens: the first one ends the story."""
     broken: str
@@ -76,7 +78,8 @@ class Story:
     @property
     def holds(self) -> bool:
         """Every prompt ended right or in one clear error, and nothing else was broken."""
-        return not self.broken and self.right + len(self.refused) == self.prompts
+        ended = self.right + len(self.refused) + self.abandoned
+        return not self.broken and ended == self.prompts
 
 
 def tell(seed: int, make_engine: MakeEngine | None = None) -> Story:
@@ -99,6 +102,7 @@ class _Prompt:
     """One question, and what has come of it."""
 
     name: str
+    owner: SimulatedPeer
     text: str
     sampling: Sampling
     tokens: int = 0
@@ -133,7 +137,7 @@ class _Stage:
         self.faults = plan(rng, self.cast, sum(self.counts))
         self.healed_s = SPREAD_S + FLAKY_S
         self.prompts: list[_Prompt] = []
-        self.asking = 0
+        self.asking: set[PeerId] = set()
         self.longest_wait_s = 0.0
         self.wrong = 0
 
@@ -144,13 +148,17 @@ class _Stage:
         swarm = self.swarm
         swarm.run(SPREAD_S)
         for owner, count in zip(self.cast.owners, self.counts, strict=True):
-            self.asking += 1
+            self.asking.add(owner)
             swarm.spawn(self._ask_all(owner, count))
         swarm.after(LOOK_S, self._look)
-        swarm.run(STORY_LIMIT_S, done=lambda: not self.asking)
-        if self.asking:
+        swarm.run(STORY_LIMIT_S, done=lambda: not self._is_asked)
+        if self._is_asked:
             raise LocalError(f"prompts still ran after {STORY_LIMIT_S:.0f} s")
         self._wait_until_forgotten()
+
+    @property
+    def _is_asked(self) -> bool:
+        return any(self.swarm.peers[owner].alive for owner in self.asking)
 
     def _strike(self, fault: Fault) -> None:
         self.swarm.trace.tell(self.swarm.now_s, fault.told)
@@ -163,13 +171,13 @@ class _Stage:
             text = self.rng.choice(WORDS) * self.rng.choice(REPEATS)
             sampling = replace(self.rng.choice(SAMPLINGS), max_tokens=self.rng.choice(LENGTHS))
             name = f"{self.cast.name(owner)}, prompt {number + 1}"
-            prompt = _Prompt(name, text, sampling)
+            prompt = _Prompt(name, self.swarm.peers[owner], text, sampling)
             for fault in self.faults:
                 if fault.prompt == len(self.prompts):
                     self.swarm.after(fault.at_s, partial(self._strike, fault))
             self.prompts.append(prompt)
             await self._ask(owner, prompt)
-        self.asking -= 1
+        self.asking.remove(owner)
 
     async def _ask(self, owner: PeerId, prompt: _Prompt) -> None:
         trace, swarm = self.swarm.trace, self.swarm
@@ -224,7 +232,7 @@ class _Stage:
 
     def _look(self) -> None:
         for prompt in self.prompts:
-            if prompt.is_open:
+            if prompt.is_open and prompt.owner.alive:
                 self._check_wait(prompt)
         self.swarm.after(LOOK_S, self._look)
 
@@ -280,6 +288,7 @@ class _Stage:
             prompts=len(prompts),
             right=sum(not prompt.is_open and not prompt.error for prompt in prompts),
             refused=refused,
+            abandoned=sum(one.is_open and not one.owner.alive for one in prompts),
             wrong=self.wrong,
             broken=broken,
             failovers=len(reroutes),

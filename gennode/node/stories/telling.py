@@ -58,6 +58,7 @@ class Tally:
     prompts: int = 0
     right: int = 0
     refused: int = 0
+    abandoned: int = 0
     failovers: int = 0
     events: int = 0
     virtual_s: float = 0.0
@@ -77,6 +78,7 @@ class Tally:
         self.prompts += story.prompts
         self.right += story.right
         self.refused += len(story.refused)
+        self.abandoned += story.abandoned
         self.failovers += story.failovers
         self.events += story.events
         self.virtual_s += story.virtual_s
