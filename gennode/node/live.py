@@ -278,14 +278,14 @@ class LiveNode:
             actions = self.machine.receive(sender, message, payload, self._now_s())
         except RemoteError:
             raise
-        except Exception as error:  # task root: no peer's message may end the node
-            log.exception("fault_of_ours message=%s", type(message).__name__)
+        except Exception as error:  # noqa: BLE001 - task root: no message may end the node
             self._lose(message, error)
         else:
             self.act(actions)
 
     def _lose(self, message: Message, error: Exception) -> None:
         """A fault of ours costs the session that it befell, if it is one of our own."""
+        log.error("fault_of_ours message=%s", type(message).__name__, exc_info=error)
         session = getattr(message, "session", None)
         if session is not None and self.machine.owning.owns(session):
             self._sessions.tell(Lost(session, LocalError(f"a fault of ours: {error!r}")))

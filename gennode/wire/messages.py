@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -285,6 +286,10 @@ class Pong(Base, frozen=True):
     session: Session
     nonce: Counter
     progress: Annotated[tuple[Progress, ...], msgspec.Meta(max_length=MAX_ROUTE_HOPS)]
+
+    def lacks(self, layers: Iterable[int]) -> bool:
+        """Whether one of these first layers has no hop of the session any more."""
+        return not {one.layer for one in self.progress}.issuperset(layers)
 
 
 class Probe(Base, frozen=True):

@@ -90,4 +90,9 @@ async def test_a_gguf_neither_is_published_nor_follows(
     line = Line(Key(bytes(32)).peer, "x")
     joining = JoinOptions(tmp_path / "state", path, "cpu", None, 1 << 28, listening, follow=line)
     with pytest.raises(UsageError, match="can't follow"):
-        await join(joining, on_ready=lambda _joined: None, progress=unwatched)
+        await join(
+            joining,
+            on_ready=lambda _joined: None,
+            on_leaving=lambda _sessions: None,
+            progress=unwatched,
+        )

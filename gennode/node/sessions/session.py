@@ -42,8 +42,9 @@ from gennode.wire.messages import (
 )
 
 SEEK_INTERVAL_S = 0.5
-SEEK_LIMIT_S = 15.0  # how long to wait for somebody to cover the missing layers
-REPAIR_LIMIT_S = 4 * SEEK_LIMIT_S  # the same over all of a repair, if routes are found and break
+SEEK_LIMIT_S = 15.0  # how long a session waits for somebody to cover the missing layers
+FIRST_SEEK_LIMIT_S = 5.0  # the same before it has begun: there is nothing to lose yet
+REPAIR_LIMIT_S = 60.0  # from a fault to the next answered step, if routes are found and break
 AVOID_S = 5.0  # a peer that failed may be tried again after this, if nobody else is there
 
 
@@ -60,7 +61,6 @@ class _Repair:
     """What is being repaired: from the first fault until the route stands again."""
 
     before: tuple[Hop, ...]
-    since_s: float
     lost: list[PeerId]
     reason: str
     is_planned: bool = False
@@ -76,6 +76,7 @@ class SessionMachine:
         self._state = _State.OPENING
         self._since_s = 0.0
         self._seeking_s: float | None = None  # since when nobody covers some layers
+        self._ailing_s: float | None = None  # when the first fault was that no answer followed yet
         self._joining = Joining(self._course)
         self._avoid: dict[PeerId, float] = {}  # since when
         self._opened = False
@@ -135,11 +136,7 @@ class SessionMachine:
     # -- what comes in ------------------------------------------------------------------------
 
     def receive(
-        self,
-        sender: PeerId,
-        message: ToOwner,
-        payload: bytes,
-        now_s: float,
+        self, sender: PeerId, message: ToOwner, payload: bytes, now_s: float
     ) -> list[Action]:
         """React to a hop's message; RemoteError if it broke the protocol."""
         if self._state is _State.OVER:
@@ -232,6 +229,7 @@ class SessionMachine:
             states = wire.decode(payload, dim, rows)
         except RemoteError as error:
             return self._mend({sender}, str(error), now_s)
+        self._ailing_s = None
         steps.answer(step)
         self._vigil.answered(step.number, step.rows, now_s)
         return [Arrived(self.terms.session, step.number, states), *self._switch(now_s)]
@@ -248,6 +246,7 @@ class SessionMachine:
         """A part of a replay has arrived: a long one is no hang."""
         if self._joining.fed(message):
             self._vigil.moved(now_s)
+            self._ailing_s = now_s
 
     def _ping(self, peers: tuple[PeerId, ...]) -> list[Action]:
         ping = Ping(self.terms.session, self._course.attempt)
@@ -276,7 +275,7 @@ class SessionMachine:
             return []
         course, peer = self._course, feeding.hop.peer
         reason = self._handovers.reason(feeding.hop)
-        self._repair = _Repair(self.path, now_s, [peer], reason, is_planned=True)
+        self._repair = _Repair(self.path, [peer], reason, is_planned=True)
         self._avoid[peer] = now_s
         is_as_fed = feeding.is_current and course.steps.is_idle
         self._handovers.taken()
@@ -299,11 +298,15 @@ class SessionMachine:
     def _mend(self, dead: set[PeerId], reason: str, now_s: float) -> list[Action]:
         """Leave `dead` out from now on and find hops for what they held."""
         if self._repair is None:
-            self._repair = _Repair(self.path, now_s, [], reason)
+            self._repair = _Repair(self.path, [], reason)
         self._repair.is_planned = self._repair.is_planned and not dead
         self._repair.lost += sorted(dead - set(self._repair.lost))
         self._avoid.update(dict.fromkeys(dead, now_s))
         self._joining.new |= {at for at, hop in enumerate(self.path) if hop.peer in dead}
+        if self._ailing_s is None:
+            self._ailing_s = now_s
+        elif now_s - self._ailing_s > REPAIR_LIMIT_S:
+            return self._lose(f"no route has carried a step for a minute: {reason}", now_s)
         return self._seek(now_s)
 
     def _seek(self, now_s: float) -> list[Action]:
@@ -314,11 +317,9 @@ class SessionMachine:
         if isinstance(found, str):
             if self._seeking_s is None:
                 self._seeking_s = now_s
-            if self._is_hopeless(now_s):
-                self._enter(_State.OVER, now_s)
-                hint = "start a worker that hosts these layers: gennode join --layers I:J"
-                self._lost = NoRouteError(found, hint=hint)
-                return [*self._goodbye_to_all(), Lost(self.terms.session, self._lost)]
+            limit_s = SEEK_LIMIT_S if self._opened else FIRST_SEEK_LIMIT_S
+            if now_s - self._seeking_s > limit_s:
+                return self._lose(found, now_s)
             self._enter(_State.SEEKING, now_s)
             return []
         self._joining.hold(self._handovers.held())
@@ -329,10 +330,11 @@ class SessionMachine:
         standins = self._standins.usable(lost | avoid)
         return mend(self.path, self.terms.owner, lost, avoid, self._scout.find_hops, standins)
 
-    def _is_hopeless(self, now_s: float) -> bool:
-        if self._repair is None or now_s - self._repair.since_s > REPAIR_LIMIT_S:
-            return True
-        return self._seeking_s is not None and now_s - self._seeking_s > SEEK_LIMIT_S
+    def _lose(self, why: str, now_s: float) -> list[Action]:
+        self._enter(_State.OVER, now_s)
+        hint = "start a worker that hosts these layers: gennode join --layers I:J"
+        self._lost = NoRouteError(why, hint=hint)
+        return [*self._goodbye_to_all(), Lost(self.terms.session, self._lost)]
 
     def _take(self, path: tuple[Hop, ...]) -> list[Action]:
         """Go along another path from now on, and say goodbye to who is not on it."""

@@ -103,6 +103,8 @@ class Vigil:
         self._paces.heard(sender, pong, self._watch.heard(sender, now_s))
         if not is_current or self._patience.late_s(now_s) <= 0:
             return None
+        if pong.lacks(hop.span.start for hop in self._path if hop.peer == sender):
+            return {sender}, "has forgotten the session"
         is_late = self._patience.is_out(now_s) or self._is_overdue(now_s)
         self._watch.seen(sender, pong, awaited, now_s, is_late=is_late)
         stuck = self._watch.stuck()

@@ -13,7 +13,12 @@ from gennode.errors import LocalError, NoRouteError, RemoteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted
 from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S
 from gennode.node.sessions.repair import FindHops
-from gennode.node.sessions.session import SEEK_LIMIT_S, SessionMachine
+from gennode.node.sessions.session import (
+    FIRST_SEEK_LIMIT_S,
+    REPAIR_LIMIT_S,
+    SEEK_LIMIT_S,
+    SessionMachine,
+)
 from gennode.node.sessions.vigil import WORK_LIMIT_S
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
@@ -318,7 +323,7 @@ def test_no_work_may_take_for_ever() -> None:
     assert at_s > WORK_LIMIT_S
 
 
-def test_layers_thatnobody_has_are_waited_for_then_given_up() -> None:
+def test_layers_that_nobody_has_are_waited_for_then_given_up() -> None:
     machine = _ready(nobody)
     assert machine.peer_down(SECOND, "gone", 0.0) == []
     now_s, actions = 0.0, list[Action]()
@@ -331,6 +336,51 @@ def test_layers_thatnobody_has_are_waited_for_then_given_up() -> None:
     assert SEEK_LIMIT_S < now_s < SEEK_LIMIT_S + 1
     with pytest.raises(NoRouteError):  # a reader that paused meanwhile must not wait for ever
         machine.submit(0, 1, 1, frame(), now_s)
+
+
+def test_who_has_not_begun_is_told_sooner() -> None:
+    machine = session(nobody)
+    machine.start(0.0)
+    assert machine.peer_down(SECOND, "gone", 0.0) == []
+    now_s, actions = 0.0, list[Action]()
+    while not actions:
+        now_s += 0.1
+        actions = machine.tick(now_s)
+    assert any(isinstance(action, Lost) for action in actions)
+    assert FIRST_SEEK_LIMIT_S < now_s < FIRST_SEEK_LIMIT_S + 1
+
+
+def test_repairs_that_lead_to_no_answer_end_in_an_error() -> None:
+    """Each route accepts, and then fails the first step."""
+
+    def always(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
+        return (Hop(SPARE if SECOND in avoid else SECOND, span),)
+
+    machine = _ready(always)
+    machine.submit(0, 1, 1, frame(), 0.0)
+    now_s, attempt, actions = 0.0, 0, list[Action]()
+    while not any(isinstance(action, Lost) for action in actions):
+        now_s += 1.0
+        assert now_s < 2 * REPAIR_LIMIT_S
+        failed = Failed(SESSION, attempt, 1, 0, "out of memory")
+        actions = machine.receive(machine.path[1].peer, failed, b"", now_s)
+        if sent(actions, Open):
+            attempt += 1
+            accept_all(machine, actions, now_s)
+    [lost] = [action for action in actions if isinstance(action, Lost)]
+    assert "out of memory" in str(lost.error)
+    assert now_s > REPAIR_LIMIT_S
+
+
+def test_a_hop_that_has_forgotten_the_session_is_replaced_at_once() -> None:
+    """As after an owner has slept for longer than hops wait for one."""
+    machine = _ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    machine.tick(0.3)
+    known = Pong(SESSION, 0, (Progress(PATH[0].span.start, -1, is_busy=True),))
+    assert machine.receive(FIRST, known, b"", 0.3) == []
+    actions = machine.receive(SECOND, Pong(SESSION, 0, ()), b"", 0.3)
+    assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
 
 
 def test_layers_that_come_back_in_time_end_the_wait() -> None:
