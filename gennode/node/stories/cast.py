@@ -73,7 +73,7 @@ class Cast:
         return Worker(engine, LAYERS, capacity_layers)
 
     def _store(self) -> MemoryStore:
-        return MemoryStore(self.chances.disk_bytes)
+        return MemoryStore(self.chances.disk_bytes, loses=self.chances.disk_loses)
 
     def _clock(self) -> Clock:
         is_right = self.rng.random() < OFTEN_RIGHT

@@ -21,7 +21,7 @@ from gennode.wire.manifest import Manifest
 
 RARELY = 0.25  # of the stories have each kind of it
 OFTEN = 0.5
-WIDE = 0.03
+WIDE = 0.05
 PADDING = 1 << 14  # 64 KiB a row: a prompt of 400 tokens is larger than a window
 SMALL_BYTES = (200, 2_000, 8_000)  # a prompt's frames of toys take 300 to 10,000
 
@@ -40,6 +40,8 @@ class Chances:
     """Of all messages that may come twice, how many do."""
     cache_bytes: int = 1 << 40
     disk_bytes: int = 1 << 30
+    disk_loses: bool = False
+    """Whether disks take frames in and never give one back."""
     padding: int = 0
     """Numbers that states have beside the toy's, so that windows fill as with a large model."""
 
@@ -69,6 +71,7 @@ def draw(rng: random.Random) -> Chances:
         strays=chance(0.01, 0.2),
         cache_bytes=small(1 << 40, least=2_000),
         disk_bytes=rng.choice([0, 3_000, 1 << 30]),
+        disk_loses=rng.random() < RARELY,
     )
 
 

@@ -37,8 +37,12 @@ _REASONS = {
 }
 """What reasons say, and the path that they show."""
 
+RAREST = ("frame unreadable", "hop endless")
+"""What may be missing even in a hundred stories."""
+
 RARE = (
-    *dict.fromkeys(_REASONS.values()),
+    *(path for path in dict.fromkeys(_REASONS.values()) if path not in RAREST),
+    "CachePart",
     "Credit",
     "Feed",
     "Fed",
@@ -51,7 +55,7 @@ RARE = (
     "message doubled",
     "nobody there",
 )
-"""All that must have happened in a few hundred stories."""
+"""All that must have happened in a hundred stories."""
 
 
 class Paths(Counter[str]):

@@ -60,6 +60,6 @@ def test_each_kind_of_chance_is_drawn_for_some_stories() -> None:
     drawn = [draw(random.Random(seed)) for seed in range(300)]
     usual = Chances()
     for name in ("limits", "step_fails", "open_fails", "garbles", "strays", "cache_bytes",
-                 "disk_bytes", "padding"):  # fmt: skip
+                 "disk_bytes", "disk_loses", "padding"):  # fmt: skip
         kinds = {getattr(one, name) == getattr(usual, name) for one in drawn}
         assert kinds == {True, False}, name
