@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench._swarm_processes import Running, WorkerProcesses
+from bench._swarm_processes import Running, WorkerProcesses, room_for
+from gennode.engine.checkpoint.weights import open_model
 from gennode.engine.sample import Sampling
 from gennode.errors import LocalError
 from gennode.node.ask import Asker, Failover, asking
@@ -240,7 +241,13 @@ async def measure(
 ) -> tuple[list[Trial], list[float]]:
     """One trial per fault, and the waits of asking again instead."""
     half, end = plan.layers // 2, plan.layers
-    options = WorkerOptions(str(model), memory="4G", threads=plan.threads, precision="int8")
+    shape = open_model(model).manifest.shape
+    options = WorkerOptions(
+        str(model),
+        memory=str(room_for(end - half, shape)),
+        threads=plan.threads,
+        precision="int8",
+    )
     async with AsyncExitStack() as stack:
         workers = await stack.enter_async_context(WorkerProcesses(folder, options))
         say("starting workers …")

@@ -17,7 +17,10 @@ from typing import Self
 from gennode.errors import ResourceError
 from gennode.node.state import NodeCard, StateFolder
 from gennode.node.testnet import WorkerOptions
+from gennode.sharding.capacity import account
+from gennode.sharding.snapshots import formats
 from gennode.wire.ids import PeerId, Span
+from gennode.wire.manifest import ModelShape
 
 START_LIMIT_S = 120.0  # many at once, on two cores
 STOP_LIMIT_S = 15.0  # a worker that leaves hands its sessions over first
@@ -39,6 +42,15 @@ class Running:
     def is_alive(self) -> bool:
         """Whether its process has not ended."""
         return self.process.returncode is None
+
+
+def room_for(layers: int, shape: ModelShape, compute_class: str = "int8-cpu") -> int:
+    """Bytes in which so many layers fit, and not one more: a worker with more room may take on
+    those of a neighbour that seems lost, and with other hops between codecs come other tokens."""
+    sizes = formats(compute_class)
+    assert sizes is not None
+    each = account(shape, 0, weight_bytes=sizes[0], number_bytes=sizes[1]).layer_bytes
+    return (layers + 1) * each - 1
 
 
 class WorkerProcesses:

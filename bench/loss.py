@@ -27,7 +27,9 @@ from pathlib import Path
 
 import msgspec
 
+from bench._random_model import LLAMA_1B, random_llama
 from bench._report import Figure, report
+from bench._swarm_processes import room_for
 from bench.nat import Talker
 from localnet.natlab import Lab, Link, available
 
@@ -73,9 +75,10 @@ class Swarm:
     def raise_all(self) -> None:
         """Workers one after the other, so that each knows those before; then the owner."""
         known: list[str] = []
+        room = room_for(3, msgspec.structs.replace(LLAMA_1B, layers=LAYERS))
         for name, layers in WORKERS.items():
             command = ["gennode", "join", "--json", "--model", str(self._model)]
-            command += ["--layers", layers, "--memory", "2G", "--precision", "int8"]
+            command += ["--layers", layers, "--memory", str(room), "--precision", "int8"]
             command += ["--host", self._lab.address(name), "--port", str(PORT)]
             command += ["--state", str(self._folder / name), "--leash"]
             for address in known:
@@ -128,8 +131,6 @@ def main() -> None:
     options = parser.parse_args()
     if reason := available():
         raise SystemExit(f"no lab can run here: {reason}")
-
-    from bench._random_model import LLAMA_1B, random_llama
 
     model = CACHE / f"random-llama-1.1b-{LAYERS}-layers"
     if not (model / "model.safetensors").exists():
