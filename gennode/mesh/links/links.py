@@ -183,6 +183,8 @@ class Links:
         for peer in list(self._outgoing):
             self.close_peer(peer)
         if self._ending:
+            for outgoing in self._ending:
+                outgoing.hurry()
             self._all_ended.clear()
             try:
                 async with asyncio.timeout(END_TIMEOUT_S):

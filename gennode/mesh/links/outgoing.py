@@ -60,6 +60,7 @@ class Outgoing:
         self._settled = 0  # frames acknowledged when the present stream was opened
         self._moved = (0, 0.0)  # how many were acknowledged at the last sweep that saw progress
         self._lost_s = float("-inf")  # when the last stream broke
+        self._patience_s = RESTART_PATIENCE_S
         self._resets = 0
         self._is_over = False
         self._dialling = spawn(self._dial(DIAL_TIMEOUT_S))
@@ -80,6 +81,10 @@ class Outgoing:
         """Send what is queued, have it confirmed, close."""
         if not self._is_over:
             self._write(self._sender.end())
+
+    def hurry(self) -> None:
+        """Our node leaves: whoever can't be reached any more is not waited for."""
+        self._patience_s = 0.0
 
     def abort(self) -> None:
         """Drop the link without a word to anyone. Idempotent."""
@@ -192,7 +197,7 @@ class Outgoing:
             try:
                 return await self._reach(timeout_s)
             except NetworkError as error:
-                if self._loop.time() - self._lost_s > RESTART_PATIENCE_S:
+                if self._loop.time() - self._lost_s > self._patience_s:
                     raise
                 if not is_told:
                     is_told = True
