@@ -140,14 +140,12 @@ def main() -> None:
     calm, lossy = Side(), Side()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gennode-loss-")))
-        near = dict.fromkeys(HOSTS, Link())  # until all have met
-        lab = stack.enter_context(Lab({}, public=near, seed=options.seed))
+        lab = stack.enter_context(Lab({}, public=dict.fromkeys(HOSTS, CALM), seed=options.seed))
         for host in HOSTS:
             setting = f"net.ipv4.tcp_congestion_control={options.congestion}"
             lab.run(host, ["sysctl", "-qw", setting])
         swarm = Swarm(lab, folder, model)
         swarm.raise_all()
-        swarm.attach(CALM)
         swarm.ask(4, Side())  # everybody's first step is slow
         for number in range(rounds):
             for side, link in ((calm, CALM), (lossy, LOSSY)):
