@@ -90,7 +90,11 @@ class LiveNode:
             self._computing = Computing(self._computed, self.fail)
             stack.callback(self._computing.close)
             self.links = Links(
-                self.transport, self._on_message, self._on_down, on_trouble=self._on_trouble
+                self.transport,
+                self._on_message,
+                self._on_down,
+                on_trouble=self._on_trouble,
+                on_alive=lambda peer: self.machine.owning.peer_alive(peer, self._now_s()),
             )
             self._meeting = Meeting(self.transport, self._book, self.links.learn)
             await stack.enter_async_context(self.links)

@@ -40,7 +40,8 @@ class Links:
     it may raise RemoteError for a message that can't be right, which counts as a breach.
     `on_down(peer, reason, breach)` is called once when a peer is given up: all that was queued
     for it is dropped. A later `send` to it starts anew. `on_trouble(peer, reason)` is called
-    before that, when a peer that worked refuses us and may be back in a moment. After a breach
+    before that, when a peer that worked refuses us and may be back in a moment, `on_alive(peer)`
+    each time that a peer confirms that something of ours has arrived. After a breach
     the peer is banned for a while: nothing is read from it, and nothing goes to it.
     """
 
@@ -51,12 +52,14 @@ class Links:
         on_down: Callable[[PeerId, str, bool], None],
         *,
         on_trouble: Callable[[PeerId, str], None] = lambda _peer, _reason: None,
+        on_alive: Callable[[PeerId], None] = lambda _peer: None,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self._transport = transport
         self._on_message = on_message
         self._on_down = on_down
         self._on_trouble = on_trouble
+        self._on_alive = on_alive
         self._random_bytes = random_bytes
         self._loop = asyncio.get_running_loop()
         self._tasks = asyncio.TaskGroup()
@@ -140,6 +143,7 @@ class Links:
             lambda: self._addresses.get(peer, ()),
             self._spawn,
             self._on_trouble,
+            self._on_alive,
             self._over,
             self._done,
         )

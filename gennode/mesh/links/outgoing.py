@@ -32,7 +32,7 @@ class Outgoing:
 
     Calls `on_over(self, reason, breach)` once if it is given up, or `on_done(self)` once its
     end is confirmed; `on_trouble(peer, reason)` when the peer refuses us after a stream broke,
-    once for each.
+    once for each; `on_alive(peer)` when the peer confirms that something has arrived.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Outgoing:
         addresses: Callable[[], tuple[str, ...]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         on_trouble: Callable[[PeerId, str], None],
+        on_alive: Callable[[PeerId], None],
         on_over: Callable[[Outgoing, str, bool], None],
         on_done: Callable[[Outgoing], None],
     ) -> None:
@@ -52,6 +53,7 @@ class Outgoing:
         self._addresses = addresses
         self._spawn = spawn
         self._on_trouble = on_trouble
+        self._on_alive = on_alive
         self._on_over = on_over
         self._on_done = on_done
         self._loop = asyncio.get_running_loop()
@@ -207,12 +209,15 @@ class Outgoing:
     def _take(self, stream: Stream, data: bytes) -> None:
         if stream is not self._stream:
             return
+        before = self._sender.acknowledged
         try:
             self._write(self._sender.receive(data))
         except RemoteError as error:
             self._give_up(str(error), breach=True)
         except NetworkError as error:
             self._give_up(str(error), breach=False)
+        if self._sender.acknowledged > before:
+            self._on_alive(self.peer)
         if self._sender.is_done and not self._is_over:
             self._is_over = True
             self._stream = None

@@ -150,11 +150,7 @@ class OwnerMachine:
         return machine is not None and message.layer == machine.terms.layers
 
     def receive(
-        self,
-        sender: PeerId,
-        message: ToOwner,
-        payload: bytes,
-        now_s: float,
+        self, sender: PeerId, message: ToOwner, payload: bytes, now_s: float
     ) -> list[Action]:
         """React to a hop's message; RemoteError if it broke the protocol."""
         machine = self._sessions.get(message.session)
@@ -167,6 +163,11 @@ class OwnerMachine:
             self._choice.failed(peer, now_s)
         machines = list(self._sessions.values())
         return [action for one in machines for action in one.peer_down(peer, reason, now_s)]
+
+    def peer_alive(self, peer: PeerId, now_s: float) -> None:
+        """A peer takes in what we send."""
+        for machine in self._sessions.values():
+            machine.peer_alive(peer, now_s)
 
     def peer_in_trouble(self, peer: PeerId, reason: str, now_s: float) -> list[Action]:
         """A peer refuses us, and may be back in a moment: go round it where that is possible."""

@@ -57,6 +57,11 @@ class Paces:
                 pace.ping_s = ping_s
                 pace.first_ping_s = ping_s if pace.first_ping_s is None else pace.first_ping_s
 
+    @property
+    def trip_s(self) -> float:
+        """How long the slowest ping to a hop was under way the last time."""
+        return max(pace.ping_s for pace in self._paces.values())
+
     def limit_s(self, hop: Hop, rows: int) -> float | None:
         """How long a hop may have so many rows; None if it never said what one takes it."""
         told = self._paces[hop].token_s

@@ -83,7 +83,8 @@ class SessionMachine:
         self._repair: _Repair | None = None
         self._lost: NoRouteError | None = None  # why it is over, unless it was closed
         self._flow = self._course.flow(path[0].peer, 0)
-        self._vigil = Vigil(path)
+        self._vigil = Vigil(path, row_bytes=codec(terms.codec).row_bytes(terms.dim))
+        self.peer_alive = self._vigil.alive
         self._standins = StandIns(self._course, scout)
         self._handovers = Handovers(self._course, scout, self._standins)
 

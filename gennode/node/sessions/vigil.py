@@ -15,6 +15,10 @@ PING_INTERVAL_S = 0.25  # while something is awaited
 KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a minute
 WORK_LIMIT_S = 120.0  # the longest that one step, or loading layers, may take
 
+LEAST_BYTES_PER_S = 100_000  # of a line that is worth its place on a route, less what others take
+TRIPS = 2  # there and back, until a frame of one packet is there; one more each time it doubles
+PACKETS_BYTES = 14_000  # that TCP sends at first, or after a pause, before it waits (RFC 6928)
+
 Fault = tuple[set[PeerId], str]
 """Whom to replace, and why."""
 
@@ -27,8 +31,10 @@ class Vigil:
     has it may by its own account, counted from when the hop above it had passed the step on.
     """
 
-    def __init__(self, path: tuple[Hop, ...]) -> None:
+    def __init__(self, path: tuple[Hop, ...], *, row_bytes: int) -> None:
+        """`row_bytes`: what one row of a frame takes."""
         self._path = path
+        self._row_bytes = row_bytes
         self._patience = Patience()
         self._watch = Watch(path)
         self._paces = Paces(path)
@@ -63,6 +69,10 @@ class Vigil:
         self._watch.moved()
         self._patience.moved(now_s)
 
+    def alive(self, peer: PeerId, now_s: float) -> None:
+        """A peer takes in what we send."""
+        self._watch.alive(peer, now_s)
+
     # -- asking and judging -------------------------------------------------------------------
 
     def pings(self, now_s: float, *, is_opening: bool = False) -> tuple[PeerId, ...]:
@@ -88,7 +98,7 @@ class Vigil:
 
     def silence(self, awaited: Iterable[PeerId], late_s: float, now_s: float) -> Fault | None:
         """Who of those that are awaited, for so long by now, is dead as far as silence tells."""
-        silent = self._watch.silent(now_s, awaited)
+        silent = self._watch.silent(now_s, awaited, ahead_s=self._arrival_s)
         if silent:
             return silent, "did not answer a ping"
         if late_s > WORK_LIMIT_S:
@@ -107,12 +117,19 @@ class Vigil:
             return {sender}, "has forgotten the session"
         is_late = self._patience.is_out(now_s) or self._is_overdue(now_s)
         self._watch.seen(sender, pong, awaited, now_s, is_late=is_late)
-        stuck = self._watch.stuck()
+        stuck = self._watch.stuck(now_s, self._patience.since_s, arrival_s=self._arrival_s)
         if stuck is not None:
             return {stuck}, "idle while a step waits for it"
         if self._patience.is_hopeless(now_s):
             return {self._path[self._watch.behind()].peer}, "computes without an end"
         return None
+
+    @property
+    def _arrival_s(self) -> float:
+        """How long the awaited frame may be under way from one hop to the next."""
+        frame_bytes = self._patience.rows * self._row_bytes
+        trips = TRIPS + (frame_bytes // PACKETS_BYTES).bit_length()
+        return frame_bytes / LEAST_BYTES_PER_S + trips * self._paces.trip_s
 
     def _is_overdue(self, now_s: float) -> bool:
         """Whether the hop that has the awaited step took longer than it may by its own account.

@@ -18,6 +18,7 @@ class Watch:
         self._path = path
         self._peers = tuple(dict.fromkeys(hop.peer for hop in path))
         self._pinged_s: dict[PeerId, float] = {}  # the oldest ping that is not answered
+        self._alive_s: dict[PeerId, float] = {}  # signs of life of those that owe an answer
         self._last_ping_s = float("-inf")
         self._passed_s: dict[int, float] = {}  # hops that passed the awaited step on: seen when
         self._idle: dict[int, int] = {}
@@ -33,13 +34,27 @@ class Watch:
 
     def heard(self, peer: PeerId, now_s: float) -> float | None:
         """A pong came: how long its ping was under way, if there was one."""
+        self._alive_s.pop(peer, None)
         pinged_s = self._pinged_s.pop(peer, None)
         return None if pinged_s is None else now_s - pinged_s
 
-    def silent(self, now_s: float, among: Iterable[PeerId] | None = None) -> set[PeerId]:
-        """Peers that have left a ping unanswered for too long."""
-        late = {peer for peer, at_s in self._pinged_s.items() if now_s - at_s > PONG_LIMIT_S}
-        return late if among is None else late & set(among)
+    def alive(self, peer: PeerId, now_s: float) -> None:
+        """A peer takes in what we send, though its pong may be behind much of that."""
+        if peer in self._pinged_s:
+            self._alive_s[peer] = now_s
+
+    def silent(self, now_s: float, among: Iterable[PeerId], *, ahead_s: float = 0.0) -> set[PeerId]:
+        """Who of some peers has left a ping unanswered, and shown no life, for too long.
+
+        `ahead_s`: more patience with the first hop, to whom our own frames go ahead of pings.
+        """
+        first = self._path[0].peer
+        return {
+            peer
+            for peer in self._pinged_s.keys() & set(among)
+            if now_s - max(self._pinged_s[peer], self._alive_s.get(peer, 0.0))
+            > PONG_LIMIT_S + ahead_s * (peer == first)
+        }
 
     @property
     def is_answered(self) -> bool:
@@ -78,10 +93,14 @@ class Watch:
             elif is_late:
                 self._idle[index] = self._idle.get(index, 0) + 1
 
-    def stuck(self) -> PeerId | None:
-        """The first hop that sits idle although the hop before it has passed on the step."""
+    def stuck(self, now_s: float, sent_s: float, *, arrival_s: float) -> PeerId | None:
+        """The first hop that sits idle although the hop before it has passed on the step.
+
+        `sent_s`: when the owner sent it; `arrival_s`: how long its frame may be on its way.
+        """
         for index in sorted(self._idle):
-            has_reached = index == 0 or index - 1 in self._passed_s
+            passed_s = self.reached_s(index, sent_s)
+            has_reached = passed_s is not None and now_s - passed_s >= arrival_s
             if has_reached and self._idle[index] >= IDLE_PONGS:
                 return self._path[index].peer
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S, MIN_PATIENCE_S
-from gennode.node.sessions.vigil import WORK_LIMIT_S, Vigil
+from gennode.node.sessions.vigil import LEAST_BYTES_PER_S, WORK_LIMIT_S, Vigil
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Pong, Progress
@@ -11,11 +11,12 @@ from tests.node.conftest import FIRST, PATH, SECOND, SESSION, THIRD
 
 SLOW_STEP_S = 2.0  # of all hops together, so that their common limit is 8 s
 TICK_S = 0.05
+ROW_BYTES = 2_000
 
 
 def begun(token_s: dict[PeerId, float] | None = None, *, steps: int = ENOUGH_STEPS) -> Vigil:
     """Some steps are answered, and each hop has said what one takes it."""
-    vigil = Vigil(PATH)
+    vigil = Vigil(PATH, row_bytes=ROW_BYTES)
     for number in range(steps):
         vigil.sent(number, 1, -SLOW_STEP_S)
         vigil.answered(number, 1, 0.0)
@@ -128,3 +129,48 @@ def test_a_long_prompt_is_not_timed_from_its_first_chunk() -> None:
             pong = Pong(SESSION, 0, (Progress(0, number, True),))
             vigil.heard(peer, pong, number + 1, now_s, is_current=True)
     assert now_s > 2 * WORK_LIMIT_S
+
+
+def _prompt_is_under_way(rows: int) -> Vigil:
+    """The first frame of a session, which has reached the first hop and is passed on."""
+    vigil = Vigil(PATH, row_bytes=ROW_BYTES)
+    vigil.sent(0, rows, 0.0)
+    return vigil
+
+
+def test_a_hop_is_not_idle_while_a_large_frame_may_be_on_its_way() -> None:
+    rows = 250
+    arrival_s = rows * ROW_BYTES / LEAST_BYTES_PER_S
+    waiting = {FIRST: (0, False), SECOND: (-1, False), THIRD: (-1, False)}
+    at_s, dead = judged(_prompt_is_under_way(rows), waiting, awaited=0)
+    assert dead == {SECOND}
+    assert at_s > arrival_s
+    sooner_s, dead = judged(_prompt_is_under_way(1), waiting, awaited=0)
+    assert dead == {SECOND}
+    assert sooner_s < arrival_s
+
+
+def test_pings_behind_a_prompt_are_waited_for_at_the_first_hop_alone() -> None:
+    rows = 250
+    at_s, dead = judged(_prompt_is_under_way(rows), {}, awaited=0)
+    assert dead == {SECOND, THIRD}
+    assert at_s < rows * ROW_BYTES / LEAST_BYTES_PER_S
+    others = {SECOND: (-1, False), THIRD: (-1, False)}
+    at_s, dead = judged(_prompt_is_under_way(rows), others, awaited=0)
+    assert dead == {FIRST}
+    assert at_s > rows * ROW_BYTES / LEAST_BYTES_PER_S
+
+
+def test_who_takes_in_what_we_send_is_not_silent() -> None:
+    vigil = begun()
+    now_s = 0.0
+    while now_s < 20.0:
+        now_s += TICK_S
+        vigil.pings(now_s)
+        for hop in PATH:
+            vigil.alive(hop.peer, now_s)
+        assert vigil.fault(now_s) is None
+    while vigil.fault(now_s) is None:  # and then it is
+        now_s += TICK_S
+        vigil.pings(now_s)
+    assert 20.0 + PONG_LIMIT_S < now_s < 20.0 + PONG_LIMIT_S + 1
