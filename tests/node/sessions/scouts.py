@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gennode.engine.toy import TOY_DIM
-from gennode.node.actions import Action, Send
+from gennode.node.actions import Action, Opened, Send
 from gennode.node.sessions.course import SessionTerms
 from gennode.node.sessions.repair import FindHops
 from gennode.node.sessions.session import SessionMachine
 from gennode.wire.ids import Hop, PeerId, Span
-from gennode.wire.messages import Accept, Message, Open
-from tests.node.conftest import LAYERS, MODEL, OWNER, PATH, SESSION, SPARE
+from gennode.wire.messages import Accept, Message, Open, Step
+from tests.node.conftest import LAYERS, MODEL, OWNER, PATH, SESSION, SPARE, THIRD, frame
 
 TERMS = SessionTerms(SESSION, OWNER, MODEL, LAYERS, TOY_DIM, "raw", 4096)
 
@@ -109,3 +109,23 @@ def accept_all(
             accept = Accept(SESSION, message.attempt, message.index, positions)
             actions += machine.receive(peer, accept, b"", now_s)
     return [*told, *actions]
+
+
+def ready(find: FindHops = spare) -> SessionMachine:
+    """A session whose hops have all accepted."""
+    machine = session(find)
+    opened = accept_all(machine, machine.start(0.0), 0.0)
+    assert opened == [Opened(SESSION, PATH)]
+    return machine
+
+
+def result(number: int, attempt: int = 0, rows: int = 1) -> Step:
+    """What the last hop says of a step."""
+    return Step(SESSION, attempt, number, LAYERS, number, rows, rows, "raw", False)
+
+
+def answer(machine: SessionMachine, steps: int) -> None:
+    """Have so many single rows sent and answered."""
+    for number in range(steps):
+        machine.submit(number, 1, 1, frame(value=number), 0.1)
+        machine.receive(THIRD, result(number), frame(), 0.1)

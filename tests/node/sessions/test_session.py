@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 
 from gennode.engine.toy import TOY_DIM
-from gennode.errors import LocalError, NoRouteError, RemoteError
+from gennode.errors import LocalError, NoRouteError
 from gennode.node.actions import Action, Arrived, Lost, Opened, Rerouted
 from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S
-from gennode.node.sessions.repair import FindHops
 from gennode.node.sessions.session import (
     FIRST_SEEK_LIMIT_S,
     REPAIR_LIMIT_S,
@@ -27,8 +25,6 @@ from gennode.wire.messages import (
     Close,
     Credit,
     Failed,
-    Fed,
-    Leaving,
     Open,
     Ping,
     Pong,
@@ -38,7 +34,6 @@ from gennode.wire.messages import (
 )
 from tests.node.conftest import (
     FIRST,
-    LAYERS,
     PATH,
     SECOND,
     SESSION,
@@ -46,33 +41,26 @@ from tests.node.conftest import (
     THIRD,
     frame,
 )
-from tests.node.sessions.scouts import TERMS, accept_all, nobody, sent, session, spare
-
-
-def _ready(find: FindHops = spare) -> SessionMachine:
-    machine = session(find)
-    opened = accept_all(machine, machine.start(0.0), 0.0)
-    assert opened == [Opened(SESSION, PATH)]
-    return machine
-
-
-def _result(number: int, attempt: int = 0, rows: int = 1) -> Step:
-    return Step(SESSION, attempt, number, LAYERS, number, rows, rows, "raw", False)
-
-
-def _answer(machine: SessionMachine, steps: int) -> None:
-    for number in range(steps):
-        machine.submit(number, 1, 1, frame(value=number), 0.1)
-        machine.receive(THIRD, _result(number), frame(), 0.1)
+from tests.node.sessions.scouts import (
+    TERMS,
+    accept_all,
+    answer,
+    nobody,
+    ready,
+    result,
+    sent,
+    session,
+    spare,
+)
 
 
 def test_a_step_goes_down_and_its_states_come_back() -> None:
-    machine = _ready()
+    machine = ready()
     number, actions = machine.submit(0, 3, 1, frame(3), 0.0)
     [(peer, message)] = sent(actions, Step)
     assert isinstance(message, Step)
     assert (number, peer, message.layer, message.rows) == (0, FIRST, 0, 3)
-    [arrived] = machine.receive(THIRD, _result(0), frame(value=7), 0.1)
+    [arrived] = machine.receive(THIRD, result(0), frame(value=7), 0.1)
     assert isinstance(arrived, Arrived)
     np.testing.assert_array_equal(arrived.states, np.full((1, TOY_DIM), 7, np.float32))
 
@@ -85,8 +73,8 @@ def test_steps_wait_for_the_route() -> None:
 
 
 def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
-    machine = _ready()
-    _answer(machine, 3)
+    machine = ready()
+    answer(machine, 3)
     machine.submit(3, 1, 1, frame(value=3), 0.2)
     opening = machine.peer_down(SECOND, "gone", 0.3)
     path = (PATH[0], Hop(SPARE, Span(2, 4)), PATH[2])
@@ -107,7 +95,7 @@ def test_a_dead_middle_hop_is_replaced_and_fed_by_the_hop_above() -> None:
 
 
 def test_a_peer_in_trouble_is_replaced_where_others_have_what_it_holds() -> None:
-    machine = _ready()
+    machine = ready()
     assert machine.peer_in_trouble(SPARE, "refuses", 0.3) == []  # it is on no hop of ours
     assert machine.peer_in_trouble(SECOND, "refuses", 0.3)
     assert machine.path[1].peer == SPARE
@@ -121,8 +109,8 @@ def test_a_peer_in_trouble_is_waited_for_wherenobody_else_is() -> None:
 
 
 def test_a_dead_first_hop_is_rebuilt_from_tokens() -> None:
-    machine = _ready()
-    _answer(machine, 2)
+    machine = ready()
+    answer(machine, 2)
     machine.submit(2, 1, 1, frame(), 0.2)
     told = accept_all(machine, machine.peer_down(FIRST, "gone", 0.3), 0.4)
     steps = [(m.number, m.rebuild) for _, m in sent(told, Step) if isinstance(m, Step)]
@@ -130,8 +118,8 @@ def test_a_dead_first_hop_is_rebuilt_from_tokens() -> None:
 
 
 def test_a_survivor_without_frames_means_a_rebuild_from_tokens() -> None:
-    machine = _ready()
-    _answer(machine, 2)
+    machine = ready()
+    answer(machine, 2)
     machine.peer_down(SECOND, "gone", 0.3)
     machine.receive(SPARE, Accept(SESSION, 1, 1), b"", 0.4)
     refusal = Refuse(SESSION, 1, 0, "the frames for a replay are no longer retained")
@@ -141,8 +129,8 @@ def test_a_survivor_without_frames_means_a_rebuild_from_tokens() -> None:
 
 
 def test_several_hops_may_die_at_once() -> None:
-    machine = _ready()
-    _answer(machine, 1)
+    machine = ready()
+    answer(machine, 1)
     machine.peer_down(SECOND, "gone", 0.3)
     told = accept_all(machine, machine.peer_down(THIRD, "gone", 0.3), 0.4)
     [event] = [action for action in told if isinstance(action, Rerouted)]
@@ -162,74 +150,12 @@ def test_a_refusal_at_the_start_is_routed_around() -> None:
 
 
 def test_late_answers_of_an_older_attempt_are_ignored() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     accept_all(machine, machine.peer_down(SECOND, "gone", 0.1), 0.2)
-    assert machine.receive(THIRD, _result(0, attempt=0), frame(), 0.3) == []
-    assert len(machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3)) == 1
-    assert machine.receive(THIRD, _result(0, attempt=1), frame(), 0.3) == []  # once only
-
-
-@pytest.mark.parametrize(
-    ("sender", "message", "payload"),
-    [
-        (SECOND, _result(0), frame()),
-        (THIRD, msgspec.structs.replace(_result(0), layer=4), frame()),
-        (THIRD, msgspec.structs.replace(_result(0), rebuild=True), frame()),
-        (THIRD, _result(1), frame()),
-        (THIRD, _result(0, rows=2), frame(2)),
-        (THIRD, _result(0), frame(2)),
-        (SPARE, Accept(SESSION, 0, 1), b""),
-        (SECOND, Accept(SESSION, 0, 9), b""),
-        (FIRST, Failed(SESSION, 0, 2, 0, "that one"), b""),
-        (THIRD, Failed(SESSION, 0, 63, 0, "no such one"), b""),
-        (SPARE, Credit(SESSION, 0, 0, 1), b""),
-        (SECOND, Credit(SESSION, 0, 0, 1), b""),
-        (FIRST, Credit(SESSION, 0, 0, 1 << 53), b""),
-        (SPARE, Fed(SESSION, 0, 2, 0), b""),
-        (SECOND, Fed(SESSION, 0, 1, 0), b""),
-        (THIRD, Fed(SESSION, 0, 2, 1 << 20), b""),
-        (SPARE, Leaving(SESSION, 0, 1, 0, 0), b""),
-        (SECOND, Leaving(SESSION, 0, 0, 0, 0), b""),
-        (SECOND, Leaving(SESSION, 0, 9, 0, 0), b""),
-    ],
-)
-def test_breaches_are_the_senders(sender: PeerId, message: Step, payload: bytes) -> None:
-    machine = _ready()
-    machine.submit(0, 1, 1, frame(), 0.0)
-    with pytest.raises(RemoteError):
-        machine.receive(sender, message, payload, 0.1)
-
-
-@pytest.mark.parametrize("attempt", [1, 7, 1 << 53])
-def test_attempts_that_were_never_begun_are_nobodys(attempt: int) -> None:
-    machine = _ready()
-    machine.submit(0, 1, 1, frame(), 0.0)
-    for sender in (SPARE, SECOND):
-        for message in (
-            Accept(SESSION, attempt, 1, 1 << 20), Refuse(SESSION, attempt, 1, "no"),
-            Failed(SESSION, attempt, 1, 0, "no"), Credit(SESSION, attempt, 0, 1 << 53),
-            Fed(SESSION, attempt, 1, 1 << 20), Leaving(SESSION, attempt, 1, 0, 0),
-        ):  # fmt: skip
-            assert machine.receive(sender, message, b"", 0.1) == []
-    assert len(machine.receive(THIRD, _result(0), frame(), 0.1)) == 1
-
-
-def test_floods_of_what_hops_may_say_lead_to_nothing() -> None:
-    machine = _ready()
-    _answer(machine, 3)
-    said = 0
-    for number in range(5000):
-        for message in (
-            Accept(SESSION, 0, 1, number), Credit(SESSION, 0, 0, 0),
-            Leaving(SESSION, 0, 1, number, number), Pong(SESSION, number, ()),
-            Pong(SESSION, 0, tuple(Progress(at, number, True, 1e9) for at in range(64))),
-        ):  # fmt: skip
-            sender = FIRST if isinstance(message, Credit) else SECOND
-            said += len(machine.receive(sender, message, b"", 0.1))
-    assert said == 0
-    machine.submit(3, 1, 1, frame(), 0.2)
-    assert len(machine.receive(THIRD, _result(3), frame(), 0.3)) == 1
+    assert machine.receive(THIRD, result(0, attempt=0), frame(), 0.3) == []
+    assert len(machine.receive(THIRD, result(0, attempt=1), frame(), 0.3)) == 1
+    assert machine.receive(THIRD, result(0, attempt=1), frame(), 0.3) == []  # once only
 
 
 def test_a_long_prompt_waits_for_credit() -> None:
@@ -247,15 +173,15 @@ def test_a_long_prompt_waits_for_credit() -> None:
 
 
 def test_a_result_that_is_not_finite_costs_the_last_hop_its_place() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     bad = np.full((1, TOY_DIM), np.nan, np.float32).tobytes()
-    told = accept_all(machine, machine.receive(THIRD, _result(0), bad, 0.1), 0.2)
+    told = accept_all(machine, machine.receive(THIRD, result(0), bad, 0.1), 0.2)
     assert any(isinstance(action, Rerouted) and action.lost == (THIRD,) for action in told)
 
 
 def test_a_failure_replaces_the_hop_that_is_blamed() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     actions = machine.receive(FIRST, Failed(SESSION, 0, 1, 0, "can't be reached"), b"", 0.1)
     assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
@@ -279,8 +205,8 @@ def _watch(
 
 
 def test_a_frozen_hop_is_replaced_within_seconds() -> None:
-    machine = _ready()
-    _answer(machine, 3)
+    machine = ready()
+    answer(machine, 3)
     machine.submit(3, 1, 1, frame(), 0.0)
     at_s, actions = _watch(machine, 10.0, {FIRST: (3, False), THIRD: (2, False)})
     assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
@@ -288,14 +214,14 @@ def test_a_frozen_hop_is_replaced_within_seconds() -> None:
 
 
 def test_a_hop_that_computes_is_left_alone_and_so_is_the_idle_one_below() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     busy = {FIRST: (0, False), SECOND: (-1, True), THIRD: (-1, False)}
     assert _watch(machine, 30.0, busy)[1] == []
 
 
 def test_a_hop_that_is_idle_although_the_step_reached_it_is_replaced() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     stuck = {FIRST: (0, False), SECOND: (-1, False), THIRD: (-1, False)}
     at_s, actions = _watch(machine, 30.0, stuck)
@@ -304,8 +230,8 @@ def test_a_hop_that_is_idle_although_the_step_reached_it_is_replaced() -> None:
 
 
 def test_a_hop_that_computes_far_longer_than_ever_before_is_replaced() -> None:
-    machine = _ready()
-    _answer(machine, ENOUGH_STEPS)
+    machine = ready()
+    answer(machine, ENOUGH_STEPS)
     machine.submit(ENOUGH_STEPS, 1, 1, frame(), 0.0)
     last = ENOUGH_STEPS - 1
     wedged = {FIRST: (ENOUGH_STEPS, False), SECOND: (last, True), THIRD: (last, False)}
@@ -315,7 +241,7 @@ def test_a_hop_that_computes_far_longer_than_ever_before_is_replaced() -> None:
 
 
 def test_no_work_may_take_for_ever() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     busy = {FIRST: (0, False), SECOND: (-1, True), THIRD: (-1, False)}
     at_s, actions = _watch(machine, WORK_LIMIT_S + 1, busy)
@@ -324,7 +250,7 @@ def test_no_work_may_take_for_ever() -> None:
 
 
 def test_layers_that_nobody_has_are_waited_for_then_given_up() -> None:
-    machine = _ready(nobody)
+    machine = ready(nobody)
     assert machine.peer_down(SECOND, "gone", 0.0) == []
     now_s, actions = 0.0, list[Action]()
     while not actions:
@@ -356,7 +282,7 @@ def test_repairs_that_lead_to_no_answer_end_in_an_error() -> None:
     def always(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...]:
         return (Hop(SPARE if SECOND in avoid else SECOND, span),)
 
-    machine = _ready(always)
+    machine = ready(always)
     machine.submit(0, 1, 1, frame(), 0.0)
     now_s, attempt, actions = 0.0, 0, list[Action]()
     while not any(isinstance(action, Lost) for action in actions):
@@ -374,7 +300,7 @@ def test_repairs_that_lead_to_no_answer_end_in_an_error() -> None:
 
 def test_a_hop_that_has_forgotten_the_session_is_replaced_at_once() -> None:
     """As after an owner has slept for longer than hops wait for one."""
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     machine.tick(0.3)
     known = Pong(SESSION, 0, (Progress(PATH[0].span.start, -1, is_busy=True),))
@@ -389,8 +315,8 @@ def test_layers_that_come_back_in_time_end_the_wait() -> None:
     def later(span: Span, entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
         return spare(span, entry, avoid) if back else nobody(span, entry, avoid)
 
-    machine = _ready(later)
-    _answer(machine, 2)
+    machine = ready(later)
+    answer(machine, 2)
     assert machine.peer_down(SECOND, "gone", 1.0) == []
     back.append(True)
     told = accept_all(machine, machine.tick(2.0), 2.0)
@@ -403,8 +329,8 @@ def test_a_peer_that_failed_and_came_back_counts_as_new() -> None:
     def find(span: Span, _entry: PeerId, avoid: frozenset[PeerId]) -> tuple[Hop, ...] | str:
         return tuple(only) if span == PATH[1].span and SECOND not in avoid else "nobody"
 
-    machine = _ready(find)
-    _answer(machine, 2)
+    machine = ready(find)
+    answer(machine, 2)
     machine.peer_down(SECOND, "gone", 1.0)
     actions: list[Action] = []
     now_s = 1.0
@@ -420,14 +346,14 @@ def test_a_peer_that_failed_and_came_back_counts_as_new() -> None:
 
 
 def test_closing_tells_every_hop_once() -> None:
-    machine = _ready()
+    machine = ready()
     assert [peer for peer, _ in sent(machine.close(), Close)] == [FIRST, SECOND, THIRD]
     assert machine.close() == []
     assert machine.tick(100.0) == []
 
 
 def test_a_step_under_way_can_not_be_replaced() -> None:
-    machine = _ready()
+    machine = ready()
     machine.submit(0, 1, 1, frame(), 0.0)
     with pytest.raises(LocalError):
         machine.submit(0, 1, 1, frame(), 0.0)
