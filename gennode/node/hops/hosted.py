@@ -67,6 +67,7 @@ class Hosted:
         """A step was taken in."""
         self.heard_s = now_s
         self.positions = message.position + message.rows
+        self.held = min(self.held, message.position)  # the engine cuts there, whoever hears of it
         self.queued_rows += message.rows
         if message.rebuild:
             self.rebuilt = message.number

@@ -26,13 +26,14 @@ class Restoring:
         """A part of a cache came in."""
         if hosted is None or not hosted.ready or part.attempt != hosted.opened.attempt:
             return []
-        if sender != hosted.opened.donor or hosted.has_bad_cache or hosted.received >= 0:
+        has_steps = hosted.received >= 0 or hosted.rebuilt >= 0
+        if sender != hosted.opened.donor or hosted.has_bad_cache or has_steps:
             return []  # a stranger's, or late: the session goes on with what is here
         if reason := self._objection(hosted, part, len(payload)):
             hosted.has_bad_cache = True
             return [hosted.failed(hosted.opened.index, 0, reason)]
         hosted.heard_s = now_s
-        hosted.positions = part.end
+        hosted.positions, hosted.held = part.end, min(hosted.held, part.start)
         hosted.parts_bytes += len(payload)
         self._queue.size_bytes += len(payload)
         place = part.layout, part.start, part.end

@@ -6,7 +6,7 @@ from gennode.errors import RemoteError
 from gennode.node.actions import Action
 from gennode.node.sessions.course import Course, Replay
 from gennode.node.sessions.steps import StepFlow
-from gennode.wire.ids import Hop
+from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import Fed
 
 
@@ -14,7 +14,9 @@ class Joining:
     """Who of a path still has to accept, and what the new hops lack.
 
     The survivors hear second: the lowest one above the new hops that still has its frames sends
-    them again, and those below it pass on what they compute, down to the last new one.
+    them again, and those below it pass on what they compute, down to the last new one. New hops
+    remain new until a step is answered that has gone through them: what they say to hold may be
+    of a time when the session was another.
     """
 
     def __init__(self, course: Course) -> None:
@@ -27,6 +29,7 @@ class Joining:
         self._replay = Replay()
         self._rebuild_until = -1
         self._rebuilt = 0  # positions, as the last new hop says
+        self._answered = 0  # steps, when the replay began, or ended
 
     @property
     def awaited(self) -> set[int]:
@@ -43,6 +46,23 @@ class Joining:
     def hold(self, held: dict[Hop, int]) -> None:
         """These hops were fed so many positions."""
         self._held |= held
+
+    @property
+    def is_rebuilding(self) -> bool:
+        """Whether some hops are still new, or may be."""
+        if self._course.steps.answered > self._answered:
+            self._answered = self._course.steps.answered
+            self.new.clear()
+            self._held.clear()
+        return bool(self.new)
+
+    def lose(self, peers: set[PeerId]) -> None:
+        """Those who are to replace these peers will be new, beside those who still are."""
+        path = self._course.path
+        if self.is_rebuilding:  # what has been replayed by now need not be once more
+            for at in self.new:
+                self._held[path[at]] = max(self._held.get(path[at], 0), self._rebuilt)
+        self.new |= {at for at, hop in enumerate(path) if hop.peer in peers}
 
     def take(self, path: tuple[Hop, ...]) -> None:
         """Go along another path, whose hops are new but for those that went along already."""
@@ -117,9 +137,11 @@ class Joining:
         if it is for us to replay."""
         replay, steps = self._replay, self._course.steps
         rebuilding = steps.rebuilding(replay.start) if replay.is_needed else []
-        self._replay, self.new = Replay(), set()
-        self._held.clear()
+        self._replay, self._answered = Replay(), steps.answered
         self._unable.clear()
+        if not replay.is_needed:
+            self.new.clear()
+            self._held.clear()
         sends: list[Action] = []
         if replay.source < 0:
             for step in rebuilding:

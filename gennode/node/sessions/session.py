@@ -278,7 +278,7 @@ class SessionMachine:
         reason = self._handovers.reason(feeding.hop)
         self._repair = _Repair(self.path, [peer], reason, is_planned=True)
         self._avoid[peer] = now_s
-        is_as_fed = feeding.is_current and course.steps.is_idle
+        is_as_fed = feeding.is_current and course.steps.is_idle and not self._joining.is_rebuilding
         self._handovers.taken()
         self._joining.hold(dict.fromkeys(feeding.takers, feeding.fed))
         actions = self._take(feeding.path)
@@ -303,7 +303,7 @@ class SessionMachine:
         self._repair.is_planned = self._repair.is_planned and not dead
         self._repair.lost += sorted(dead - set(self._repair.lost))
         self._avoid.update(dict.fromkeys(dead, now_s))
-        self._joining.new |= {at for at, hop in enumerate(self.path) if hop.peer in dead}
+        self._joining.lose(dead)
         if self._ailing_s is None:
             self._ailing_s = now_s
         elif now_s - self._ailing_s > REPAIR_LIMIT_S:
@@ -365,8 +365,8 @@ class SessionMachine:
         return opens or self._resume(now_s)
 
     def _accepted(self, index: int, positions: int, now_s: float) -> list[Action]:
-        if index not in self._joining.awaited:
-            return []
+        if self._state is _State.SEEKING or index not in self._joining.awaited:
+            return []  # that attempt was given up, or it is said twice
         if not self._joining.accepted(index, positions):
             return self._mend(set(), "has lost what it had cached", now_s)
         if not self._joining.is_done:

@@ -345,3 +345,14 @@ def test_owners_are_not_asked_to_go_before_they_came() -> None:
     hop = Driven()
     hop.hears(OWNER, wide(1))
     assert hop.machine.drain(0.0) == []
+
+
+def test_a_cache_that_is_being_cut_is_not_claimed_to_be_held() -> None:
+    machine = hop_machine(SECOND)
+    open_hop(machine)
+    for number in range(3):
+        pass_one(machine, number, number)
+    machine.receive(FIRST, step(3, 1), frame(), 0.0)  # computed, and nobody has heard of it yet
+    assert machine.receive(OWNER, opening(1, attempt=1), b"", 0.0) == [
+        Send(OWNER, Accept(SESSION, 1, 1, 1))
+    ]

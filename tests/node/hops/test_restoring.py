@@ -32,6 +32,7 @@ from tests.node.conftest import (
 )
 from tests.node.hops.driven import (
     FRAME,
+    ROWS,
     Driven,
     job,
     numbers,
@@ -156,3 +157,10 @@ def test_what_it_restored_it_can_not_replay() -> None:
     assert isinstance(told(hop.hears(OWNER, whole))[0], Refuse)
     rest = msgspec.structs.replace(whole, replay_from=128)
     assert numbers(hop.hears(OWNER, rest)) == [0]
+
+
+def test_a_part_that_comes_behind_a_replay_is_left_out() -> None:
+    hop = _stand_in()
+    hop.passes(0, rebuild=True)
+    assert hop.hears(SPARE, _part(0, 64), PART) == []
+    assert hop.takes(1, rebuild=True).position == ROWS

@@ -43,6 +43,8 @@ class Crowd(Company):
     chance: random.Random = field(default_factory=lambda: random.Random(1))
     deaf: set[PeerId] = field(default_factory=set)
     """Whom no farewell reaches."""
+    still: set[tuple[PeerId, PeerId]] = field(default_factory=set)
+    """From whom to whom nothing comes through for a while."""
 
     def __post_init__(self) -> None:
         self.links: defaultdict[tuple[PeerId, PeerId], deque[Letter]] = defaultdict(deque)
@@ -91,7 +93,9 @@ class Crowd(Company):
         return True
 
     def _moves(self) -> Iterator[tuple[str, PeerId, PeerId]]:
-        yield from (("deliver", *ends) for ends, letters in self.links.items() if letters)
+        for ends, letters in self.links.items():
+            if letters and ends not in self.still:
+                yield "deliver", *ends
         for who, machine in self.machines.items():
             if who not in self.dead and not machine.batches.is_idle:
                 yield "compute", who, who
@@ -110,6 +114,7 @@ class Crowd(Company):
     def ends_well(self) -> None:
         """Everything is answered, and some steps more, and no token is changed."""
         self.deaf.clear()
+        self.still.clear()
         self.tick(4 * AVOID_S, step_s=1.0)
         self.say(3)
         self.check()
