@@ -11,6 +11,18 @@ SPARE = 32
 start a process or the daemon anew takes a few more."""
 
 
+OPEN_MAX = 10_240
+"""What macOS grants, where it names no limit and yet refuses more."""
+
+
+def raise_limit() -> None:
+    """Have as many as the system lets us: programs begin with few, for the sake of old ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_MAX if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def most() -> int:
     """How many the system lets us have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

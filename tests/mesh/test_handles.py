@@ -36,3 +36,11 @@ def test_streams_get_what_is_left(few: int) -> None:
     assert handles.for_streams(1) == 1
     resource.setrlimit(resource.RLIMIT_NOFILE, (8, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     assert handles.for_streams(10_000) == 0  # and nothing is opened here: it would fail
+
+
+def test_the_limit_is_raised_as_far_as_it_may_be(few: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    handles.raise_limit()
+    assert handles.most() == (handles.OPEN_MAX if hard == resource.RLIM_INFINITY else hard) > few
+    handles.raise_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard

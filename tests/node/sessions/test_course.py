@@ -7,7 +7,7 @@ import pytest
 from gennode.node.sessions.session import AVOID_S
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Accept
-from tests.node.conftest import FIRST, OWNER, SECOND, SPARE, THIRD
+from tests.node.conftest import FIRST, SECOND, SPARE, THIRD
 from tests.node.sessions.company import OTHER, Company, reroutes
 from tests.node.sessions.crowd import crowd
 from tests.node.sessions.scouts import Directory, nobody, spares
