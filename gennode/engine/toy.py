@@ -44,6 +44,8 @@ TOY_MAX_POSITIONS = 4096  # as a small real model
 _PRIME = 127  # products of numbers that are not 0 are not 0 modulo a prime
 _DIGITS = TOY_DIM - 1
 _ROLLED = np.arange(-1, _DIGITS - 1) % _DIGITS  # quicker than np.roll for single rows
+_WEIGHTS_PERIOD = _PRIME - 1
+_WEIGHTS = 1 + np.arange(_WEIGHTS_PERIOD, dtype=np.int64)[:, None] * 31 % _WEIGHTS_PERIOD
 _END, _BEGIN, _FIRST_CHARACTER = 0, 1, 2
 _FIRST_CODE, _LAST_CODE = 32, 126  # printable ASCII: one token per character
 _UNKNOWN = ord("?")
@@ -249,13 +251,19 @@ class ToyShard:
         to t."""
         end = position + len(numbers)
         sums = known.room(layer, position, end)
-        weights = 1 + np.arange(position, end, dtype=np.int64)[:, None] * 31 % (_PRIME - 1)
-        added = ((numbers + 1) * weights).cumsum(axis=0)
-        sums[position + 1 : end + 1] = (sums[position] + added) % _PRIME
         attended = sums[position + 1 : end + 1]
-        mixed = numbers * (layer + 2 + attended) + attended.take(_ROLLED, axis=1) + layer
-        mixed += self._manifest.shape.ffn_dim - TOY_DIM
-        return np.asarray(mixed % _PRIME)
+        weights = _WEIGHTS.take(range(position, end), axis=0, mode="wrap")
+        np.multiply(numbers + 1, weights, out=attended)
+        attended[0] += sums[position]
+        if len(attended) > 1:
+            np.add.accumulate(attended, out=attended)
+        attended %= _PRIME
+        mixed = attended + (layer + 2)
+        mixed *= numbers
+        mixed += attended.take(_ROLLED, axis=1)
+        mixed += layer + self._manifest.shape.ffn_dim - TOY_DIM
+        mixed %= _PRIME
+        return mixed
 
     def _known(self, sequence: Hashable) -> _Sequence:
         known = self._sequences.get(sequence)

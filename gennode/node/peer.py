@@ -9,7 +9,7 @@ import msgspec
 
 from gennode.errors import LocalError
 from gennode.mesh.directory.absence import Absence
-from gennode.mesh.directory.announced import DOMAIN
+from gennode.mesh.directory.announced import DOMAIN, Reader
 from gennode.mesh.directory.directory import Directory
 from gennode.mesh.directory.releases import ReleaseBoard
 from gennode.mesh.distances.distances import Distances
@@ -72,15 +72,16 @@ class PeerMachine:
         instance: int,
         limits: HopLimits | None = None,
         store: FrameStore | None = None,
+        reader: Reader | None = None,
     ) -> None:
         """`instance`: when this run began, in milliseconds since the epoch. Announcements are
         numbered from it on, so that they are newer than those of the runs before. `store`: where
-        frames go that take too much memory."""
+        frames go that take too much memory. `reader`: how it reads what others announce."""
         self.peer = key.peer
         self._key = key
         self._rng = rng
         self._instance = self._sequence = instance
-        self._directory = Directory(key.peer, rng)
+        self._directory = Directory(key.peer, rng, reader=reader)
         self.releases = ReleaseBoard(rng)
         """The versions of models that publishers have signed."""
         self._absence = Absence()

@@ -58,7 +58,7 @@ class Member:
     """By kind of message."""
 
 
-class _SharedReader(Reader):
+class SharedReader(Reader):
     """Reads as any other does, and each announcement once for the whole crowd."""
 
     def __init__(self) -> None:
@@ -66,12 +66,14 @@ class _SharedReader(Reader):
         self._right: set[Signed] = set()
 
     def read(self, signed: Signed) -> Fact:
+        """What was signed."""
         fact = self._facts.get(signed)
         if fact is None:
             fact = self._facts[signed] = super().read(signed)
         return fact
 
     def check(self, signed: Signed) -> None:
+        """RemoteError if the signature is wrong, each time anew."""
         if signed not in self._right:
             super().check(signed)
             self._right.add(signed)
@@ -86,7 +88,7 @@ class Crowd:
         self.now_s = 0.0
         self.members: dict[PeerId, Member] = {}
         self.alive: list[PeerId] = []
-        self._reader = _SharedReader()
+        self._reader = SharedReader()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         for _ in range(peers):

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from gennode.node.stories.heap import Heap
 from gennode.node.stories.trace import Trace
@@ -77,8 +78,7 @@ class _Link:
     held: list[_Parcel] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Parcel:
+class _Parcel(NamedTuple):
     link: _Link
     life: int
     number: int

@@ -44,6 +44,7 @@ SPREAD_S = 6.0  # for the directory to spread before anything happens
 FLAKY_S = 60.0  # machines fail now and then for so long at least
 STUCK_S = 150.0  # a step may take two minutes before it is given up
 LOOK_S = 5.0
+ASK_AGAIN_S = 1.0  # whether all prompts have ended: to ask after each event would take longer
 STORY_LIMIT_S = 3_600.0
 FORGOTTEN_S = IDLE_S / (1 - DRIFT) + 10.0  # after the last word, until no hop holds anything
 
@@ -151,7 +152,8 @@ class _Stage:
             self.asking.add(owner)
             swarm.spawn(self._ask_all(owner, count))
         swarm.after(LOOK_S, self._look)
-        swarm.run(STORY_LIMIT_S, done=lambda: not self._is_asked)
+        while self._is_asked and swarm.now_s < STORY_LIMIT_S:
+            swarm.run(swarm.now_s + ASK_AGAIN_S)
         if self._is_asked:
             raise LocalError(f"prompts still ran after {STORY_LIMIT_S:.0f} s")
         self._wait_until_forgotten()
@@ -246,11 +248,12 @@ class _Stage:
     def _check(self, state: SimulatedPeer) -> None:
         """After each thing that a peer did: it holds no more than it may."""
         limits, machine = self.cast.chances.limits, state.machine
-        if not machine.hosted_sessions:
+        sessions = machine.hosted_sessions
+        if not sessions:
             return
         queued_bytes, retained_bytes = machine.held_bytes
         for what, held, limit in (
-            ("sessions", machine.hosted_sessions, limits.max_sessions),
+            ("sessions", sessions, limits.max_sessions),
             ("bytes that wait", queued_bytes, limits.queued_bytes),
             ("bytes of frames", retained_bytes, limits.retained_bytes),
         ):

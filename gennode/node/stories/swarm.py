@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gennode.errors import LocalError, RemoteError
+from gennode.mesh.directory.crowd import SharedReader
 from gennode.mesh.directory.netgroup import LOCAL
 from gennode.node.actions import Arrived, Job, Lost, Opened, OpenJob, Rerouted, Run, Send
 from gennode.node.batches import Batches
@@ -79,6 +80,7 @@ class SimulatedSwarm(Heap):
         self.sees: Callable[[Message], None] = lambda _message: None
         self.network = Network(self, self.rng, self.weather, self.trace, self._deliver, self._down)
         self._keys: dict[PeerId, Key] = {}
+        self._reader = SharedReader()
         self._others: dict[PeerId, dict[PeerId, str]] = {}
 
     # -- building -----------------------------------------------------------------------------
@@ -129,7 +131,9 @@ class SimulatedSwarm(Heap):
         clock: Clock,
     ) -> None:
         rng, instance = random.Random(self.rng.random()), int(self.now_s * 1000)
-        machine = PeerMachine(key, rng=rng, instance=instance, limits=limits, store=store)
+        machine = PeerMachine(
+            key, rng=rng, instance=instance, limits=limits, store=store, reader=self._reader
+        )
         batches = Batches(lambda: self.now_s)  # a batch takes no time that it could measure
         state = self.peers[key.peer] = SimulatedPeer(key.peer, machine, clock, batches)
         if worker is not None:
