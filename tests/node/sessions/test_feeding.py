@@ -21,7 +21,7 @@ from gennode.wire.messages import (
     Refuse,
     Step,
 )
-from tests.node.conftest import FIRST, PATH, SECOND, SESSION, SPARE, THIRD, frame
+from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD, frame
 from tests.node.sessions.company import OTHER, Letter, begun, reroutes
 from tests.node.sessions.scouts import TERMS, Directory, opens, sent, spares
 
@@ -185,4 +185,20 @@ def test_what_a_stand_in_said_before_steps_were_taken_back_is_out_of_date() -> N
     company.settle()
     company.say(3)
     assert [event.is_planned for event in reroutes(company)] == [True]
+    company.check()
+
+
+def test_a_donor_that_refuses_is_gone_round_at_once() -> None:
+    company = begun()
+    company.held = lambda letter: isinstance(letter[2], Feed) and letter[2].cache
+    company.drain(SECOND)
+    company.tick(0.2)
+    [(_, donor, asked, _)] = company.kept
+    assert isinstance(asked, Feed)
+    refusal = Failed(asked.session, asked.attempt, 1, 0, "this cache can't be handed over")
+    company.deliver((donor, OWNER, refusal, b""))
+    company.tick(0.2)  # much less than the pause between other tries
+    [event] = reroutes(company)
+    assert event.is_planned
+    company.say(3)
     company.check()
