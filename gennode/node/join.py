@@ -23,7 +23,6 @@ from gennode.engine.folders import Folder, open_folder, refuse_gguf
 from gennode.engine.options import EngineOptions
 from gennode.engine.seam import CachePrecision, Precision
 from gennode.errors import GennodeError, ResourceError, UsageError
-from gennode.mesh import handles
 from gennode.node.fetch import (
     Sharing,
     comes_in_parts,
@@ -109,7 +108,6 @@ async def join(
     `on_leaving` is told how many are still to go, whenever that changes.
     """
     check_device(options.device)  # before a large model is read for minutes
-    handles.raise_limit()
     state, left_behind = StateFolder(options.state), 0
     state.prepare()
     with state.locked():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from gennode.mesh import handles
 from gennode.node.progress import ShowProgress
 from gennode.node.running import running
 from gennode.node.state import NodeCard, StateFolder
@@ -38,7 +37,6 @@ async def relay(
     options: RelayOptions, *, on_ready: Callable[[Relaying], None], progress: ShowProgress
 ) -> None:
     """Relay until SIGINT or SIGTERM. NetworkError if we can't carry what sessions need."""
-    handles.raise_limit()
     state = StateFolder(options.state)
     state.prepare()
     with state.locked():

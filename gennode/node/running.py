@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gennode.errors import NetworkError
+from gennode.mesh import handles
 from gennode.mesh.p2pd.transport import P2pdTransport
 from gennode.mesh.reach.observer import Observer
 from gennode.node.actions import Opened, Rerouted
@@ -61,6 +62,7 @@ async def running(
 
     If the transport dies, so does the node, with a NetworkError that has its last words.
     """
+    handles.raise_limit()
     nodes: list[LiveNode] = []
 
     def on_exit(reason: str) -> None:
