@@ -14,6 +14,7 @@ from gennode.node.stories.story import tell
 from gennode.node.stories.telling import Tally, tell_all
 
 SEEDS = 80
+pytestmark = pytest.mark.timeout(480)  # a minute of computing, on a machine that may be busy
 
 
 @pytest.fixture(scope="module")
