@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import dropwhile
 from typing import NamedTuple
 
 from gennode.errors import LocalError
@@ -70,8 +71,11 @@ class StepLog:
         self.positions = step.end
 
     def rebuilding(self, start: int) -> list[OwnerStep]:
-        """Answered steps that reach beyond a position: what rebuilds a hop that holds it."""
-        return [one for one in self._steps if one.number < self.answered and one.end > start]
+        """What rebuilds a hop that holds a position: the answered steps from the first on that
+        reaches beyond it. Later ones may end before it, where the first was taken back in part.
+        """
+        known = [one for one in self._steps if one.number < self.answered]
+        return list(dropwhile(lambda one: one.end <= start, known))
 
     def unanswered(self) -> list[OwnerStep]:
         """Steps that have to be sent, or sent again."""

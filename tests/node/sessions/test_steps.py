@@ -70,6 +70,15 @@ def test_a_step_taken_back_in_its_middle_counts_up_to_there() -> None:
     assert [step.position for step in log.rebuilding(0)] == [0, 64]
 
 
+def test_what_follows_a_step_taken_back_in_its_middle_is_rebuilt_with_it() -> None:
+    log = StepLog()
+    log.add(0, 100, 1, b"")
+    answer(log)
+    log.add(64, 1, 1, b"")
+    answer(log)
+    assert [step.position for step in log.rebuilding(70)] == [0, 64]
+
+
 def test_no_more_than_a_window_is_under_way() -> None:
     flow, log = StepFlow(SESSION, "raw", FIRST, 3), StepLog()
     steps = [log.add(number, 1, 1, HALF) for number in range(5)]
