@@ -46,6 +46,17 @@ class Feeding:
         return range(self._index, self._index + len(self.takers))
 
     @property
+    def _source(self) -> Hop:
+        """Who feeds them, unless it is the owner."""
+        return self.hop if self.by_cache else self._base[self._index - 1]
+
+    def concerns(self, peer: PeerId) -> bool:
+        """Whether a peer feeds them, or is one of them."""
+        is_owners = self._index == 0 and not self.by_cache
+        feeders = () if is_owners else (self._source,)
+        return any(hop.peer == peer for hop in (*feeders, *self.takers))
+
+    @property
     def is_open(self) -> bool:
         """Whether all takers have accepted."""
         return not self._waiting
@@ -99,23 +110,24 @@ class Feeding:
             for step in steps.rebuilding(self.fed):
                 sends += self.flow.send(step, rebuild=True)
             return sends
-        source = self.hop if self.by_cache else self._base[self._index - 1]
         message = Feed(
             session=self._course.terms.session,
-            layer=source.span.start,
+            layer=self._source.span.start,
             peer=self.takers[0].peer,
             attempt=self.attempt,
             from_position=self.fed,
             cache=self.by_cache,
         )
-        return [Send(source.peer, message)]
+        return [Send(self._source.peer, message)]
 
     def took(self, index: int, positions: int, now_s: float) -> None:
         """The last taker holds so many positions; RemoteError if that can't be."""
         if index != self._places[-1] or positions > self._course.steps.reach:
             raise RemoteError("a stand-in claims what it was not fed")
-        if self.fed < min(positions, self._cap):
-            self.fed, self.moved_s = min(positions, self._cap), now_s
+        # beyond the goal may be drafts that the owner takes back before its takers hear of it
+        held = min(positions, self._cap, self._goal or 0)
+        if self.fed < held:
+            self.fed, self.moved_s = held, now_s
 
     def lower(self, position: int) -> None:
         """What was known from a position on is no longer true."""

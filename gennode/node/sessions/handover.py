@@ -84,7 +84,7 @@ class Handovers:
         if isinstance(message, Failed):
             if sender not in self._course.peers | _peers(feeding):
                 raise RemoteError("a failure comes from a peer that has no part in a handover")
-            return self._failed(feeding, now_s)
+            return self._failed(feeding, now_s) if feeding.concerns(sender) else []
         if isinstance(message, Credit):
             if feeding.flow is None or sender != feeding.flow.peer:
                 raise RemoteError("a credit comes from a peer that was sent nothing")

@@ -74,6 +74,14 @@ def test_it_is_fed_when_it_has_what_was_known() -> None:
     assert known == [(9, False), (10, True), (10, True)]
 
 
+def test_drafts_that_went_through_it_meanwhile_do_not_count() -> None:
+    made, feeding = fed(1, by_cache=True)
+    feeding.accepted(1, 0.0)
+    made.steps.add(10, 4, 4, frame(4))  # and two of them will be taken back
+    feeding.took(1, 14, 0.0)
+    assert (feeding.fed, feeding.is_fed) == (10, True)
+
+
 @pytest.mark.parametrize(("index", "positions"), [(1, 11), (1, 1 << 20), (0, 5), (2, 5), (63, 5)])
 def test_what_it_can_not_have_is_a_breach(index: int, positions: int) -> None:
     _, feeding = fed(1, by_cache=True)
@@ -149,6 +157,24 @@ def test_what_goes_wrong_ends_it_and_it_is_tried_again(sender: PeerId, message: 
     assert peer == (SPARE if is_spared else OTHER)
     assert again.attempt == 2
     assert again.donor is None  # by frames this time
+
+
+@pytest.mark.parametrize(("place", "bystander"), [(1, FIRST), (1, THIRD), (0, SECOND), (0, THIRD)])
+def test_who_neither_feeds_nor_is_fed_does_not_end_it(place: int, bystander: PeerId) -> None:
+    handovers = handed_over(place)
+    feeding = handovers.under(1)
+    assert feeding is not None
+    assert handovers.receive(feeding, bystander, Failed(SESSION, 1, 1, 0, "no"), 0.1) == []
+    assert handovers.under(1) is feeding
+
+
+def test_who_sends_the_frames_can_end_it() -> None:
+    _, feeding = fed(1, by_cache=False)
+    who = [one for one in (FIRST, SECOND, THIRD, SPARE, OTHER) if feeding.concerns(one)]
+    assert who == [FIRST, SPARE]
+    _, feeding = fed(0, by_cache=False)  # the owner does
+    who = [one for one in (FIRST, SECOND, THIRD, SPARE, OTHER) if feeding.concerns(one)]
+    assert who == [SPARE]
 
 
 # -- steps that are taken back while others hold them -------------------------------------------
