@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from gennode.errors import RemoteError
+from gennode.node.actions import Rerouted
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import (
     Accept,
@@ -19,7 +20,7 @@ from gennode.wire.messages import (
     Step,
 )
 from tests.node.conftest import FIRST, SECOND, SESSION, SPARE, THIRD, frame
-from tests.node.sessions.scouts import answer, ready, result
+from tests.node.sessions.scouts import accept_all, answer, ready, result
 
 
 @pytest.mark.parametrize(
@@ -27,10 +28,6 @@ from tests.node.sessions.scouts import answer, ready, result
     [
         (SECOND, result(0), frame()),
         (THIRD, msgspec.structs.replace(result(0), layer=4), frame()),
-        (THIRD, msgspec.structs.replace(result(0), rebuild=True), frame()),
-        (THIRD, result(1), frame()),
-        (THIRD, result(0, rows=2), frame(2)),
-        (THIRD, result(0), frame(2)),
         (SPARE, Accept(SESSION, 0, 1), b""),
         (SECOND, Accept(SESSION, 0, 9), b""),
         (FIRST, Failed(SESSION, 0, 2, 0, "that one"), b""),
@@ -51,6 +48,26 @@ def test_breaches_are_the_senders(sender: PeerId, message: Step, payload: bytes)
     machine.submit(0, 1, 1, frame(), 0.0)
     with pytest.raises(RemoteError):
         machine.receive(sender, message, payload, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("message", "payload"),
+    [
+        (msgspec.structs.replace(result(0), rebuild=True), frame()),
+        (result(1), frame()),
+        (result(0, rows=2), frame(2)),
+        (result(0), frame(2)),
+    ],
+)
+def test_a_wrong_result_costs_the_last_hop_its_place_and_not_its_name(
+    message: Step, payload: bytes
+) -> None:
+    """A liar above it can bring that about: a RemoteError would ban whoever sends this."""
+    machine = ready()
+    machine.submit(0, 1, 1, frame(), 0.0)
+    told = accept_all(machine, machine.receive(THIRD, message, payload, 0.1), 0.2)
+    [reroute] = [action for action in told if isinstance(action, Rerouted)]
+    assert reroute.lost == (THIRD,)
 
 
 @pytest.mark.parametrize("attempt", [1, 7, 1 << 53])

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gennode.engine.seam import States
+from gennode.errors import RemoteError
 from gennode.node.actions import Send
-from gennode.node.sessions.steps import StepFlow, StepLog
+from gennode.node.sessions.steps import OwnerStep, StepFlow, StepLog
+from gennode.wire.activations import codec
 from gennode.wire.fields import CodecName
 from gennode.wire.ids import Hop, ModelId, PeerId, SessionId
-from gennode.wire.messages import Close, Open
+from gennode.wire.messages import Close, Open, Step
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class Course:
         """A new way for steps to a first hop."""
         terms = self.terms
         return StepFlow(terms.session, terms.codec, peer, attempt)
+
+    def read_result(self, message: Step, payload: bytes) -> tuple[OwnerStep, States]:
+        """The awaited step and what came out of it; RemoteError if this is not its result."""
+        step = self.steps.awaited()
+        if step is None or message.number != step.number or message.rebuild:
+            raise RemoteError("a result came for a step that is not the next one awaited")
+        wire, dim, rows = codec(self.terms.codec), self.terms.dim, message.rows
+        if rows != step.reply_rows or not wire.fits(len(payload), rows, dim):
+            raise RemoteError("a result has not the rows that were asked for")
+        return step, wire.decode(payload, dim, rows)
 
     def open(
         self,
