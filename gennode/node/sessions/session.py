@@ -235,7 +235,9 @@ class SessionMachine:
             if sender in self._avoid:
                 return []  # it was let go meanwhile, and may have been feeding its stand-in
             raise RemoteError("a failure names a hop that is no neighbour of its sender")
-        return self._mend({self.path[message.index].peer}, message.reason, now_s)
+        blamed = self.path[message.index].peer
+        suspects = self._vigil.suspects(sender, blamed, message.attempt)
+        return self._mend(suspects, message.reason, now_s)
 
     def _fed(self, message: Fed, now_s: float) -> None:
         """A part of a replay has arrived: a long one is no hang."""

@@ -14,6 +14,7 @@ from gennode.wire.messages import Pong
 PING_INTERVAL_S = 0.25  # while something is awaited
 KEEPALIVE_S = 10.0  # otherwise: a hop forgets an owner that is silent for a minute
 WORK_LIMIT_S = 120.0  # the longest that one step, or loading layers, may take
+ACCUSATIONS = 3  # of others by one hop in a session, until it is suspected itself
 
 LEAST_BYTES_PER_S = 100_000  # of a line that is worth its place on a route, less what others take
 TRIPS = 2  # there and back, until a frame of one packet is there; one more each time it doubles
@@ -39,6 +40,7 @@ class Vigil:
         self._watch = Watch(path)
         self._paces = Paces(path)
         self._slowness = Slowness()
+        self._accused: dict[PeerId, set[int]] = {}  # accuser → attempts in which it blamed others
 
     # -- what happens to steps ----------------------------------------------------------------
 
@@ -123,6 +125,14 @@ class Vigil:
         if self._patience.is_hopeless(now_s):
             return {self._path[self._watch.behind()].peer}, "computes without an end"
         return None
+
+    def suspects(self, accuser: PeerId, blamed: PeerId, attempt: int) -> set[PeerId]:
+        """Whom to replace when a hop blames one: both, if it blames others again and again."""
+        if accuser == blamed:
+            return {blamed}
+        attempts = self._accused.setdefault(accuser, set())
+        attempts.add(attempt)  # what is said twice of one fault counts once
+        return {blamed, accuser} if len(attempts) >= ACCUSATIONS else {blamed}
 
     @property
     def _arrival_s(self) -> float:

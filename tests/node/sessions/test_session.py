@@ -17,7 +17,7 @@ from gennode.node.sessions.session import (
     SEEK_LIMIT_S,
     SessionMachine,
 )
-from gennode.node.sessions.vigil import WORK_LIMIT_S
+from gennode.node.sessions.vigil import ACCUSATIONS, WORK_LIMIT_S
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import Hop, PeerId, Span
 from gennode.wire.messages import (
@@ -41,6 +41,9 @@ from tests.node.conftest import (
     THIRD,
     frame,
 )
+from tests.node.conftest import (
+    peer as known_peer,
+)
 from tests.node.sessions.scouts import (
     TERMS,
     accept_all,
@@ -51,6 +54,7 @@ from tests.node.sessions.scouts import (
     sent,
     session,
     spare,
+    spares,
 )
 
 
@@ -185,6 +189,18 @@ def test_a_failure_replaces_the_hop_that_is_blamed() -> None:
     machine.submit(0, 1, 1, frame(), 0.0)
     actions = machine.receive(FIRST, Failed(SESSION, 0, 1, 0, "can't be reached"), b"", 0.1)
     assert [peer for peer, _ in sent(actions, Open)] == [SPARE]
+
+
+def test_who_blames_others_again_and_again_is_replaced_with_them() -> None:
+    machine = session(spares(SPARE, *map(known_peer, (9, 10, 11))))
+    accept_all(machine, machine.start(0.0), 0.0)
+    lost: list[tuple[PeerId, ...]] = []
+    for attempt in range(ACCUSATIONS):
+        blame = Failed(SESSION, attempt, 1, 0, "can't be reached")
+        told = accept_all(machine, machine.receive(FIRST, blame, b"", 0.1), 0.1)
+        lost += [action.lost for action in told if isinstance(action, Rerouted)]
+    assert [FIRST in ones for ones in lost] == [False] * (ACCUSATIONS - 1) + [True]
+    assert [len(ones) for ones in lost] == [1] * (ACCUSATIONS - 1) + [2]
 
 
 def _watch(
