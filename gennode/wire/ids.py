@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, NamedTuple, NewType
 
 import base58
@@ -16,7 +17,9 @@ ModelId = NewType("ModelId", str)
 """Hex SHA-256 of a model's manifest: names the exact weights."""
 
 SessionId = NewType("SessionId", bytes)
-"""16 random bytes chosen by the owner."""
+"""Names its owner: 8 random bytes, and 8 of a hash of them and the owner's id (`session_id`)."""
+
+SESSION_NONCE_BYTES = 8  # of an id; a peer whose id fits another's session takes 2^64 keys to find
 
 MAX_LAYERS = 1024  # the deepest published decoders have some 130 layers
 
@@ -60,6 +63,17 @@ class Hop(msgspec.Struct, frozen=True, array_like=True):
     def __post_init__(self) -> None:
         if self.span.start >= self.span.end:
             raise ValueError("a hop computes no layers")
+
+
+def session_id(owner: PeerId, nonce: bytes) -> SessionId:
+    """The id of one of an owner's sessions, from `SESSION_NONCE_BYTES` random bytes."""
+    bound = hashlib.sha256(nonce + owner.encode()).digest()
+    return SessionId(nonce + bound[:SESSION_NONCE_BYTES])
+
+
+def is_session_of(session: SessionId, owner: PeerId) -> bool:
+    """Whether a session is named for an owner, so that nobody else can open it."""
+    return session == session_id(owner, session[:SESSION_NONCE_BYTES])
 
 
 def peer_id_of(public_key: bytes) -> PeerId:

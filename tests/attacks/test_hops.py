@@ -27,7 +27,7 @@ from gennode.node.hops.hop import HopMachine
 from gennode.node.hops.hosted import Hosted
 from gennode.node.hops.spill import MemoryStore
 from gennode.wire.frames import decode_header, encode
-from gennode.wire.ids import Hop, PeerId, SessionId
+from gennode.wire.ids import Hop, PeerId, session_id
 from gennode.wire.messages import (
     Acquaint,
     CachePart,
@@ -62,7 +62,8 @@ MAX_POSITIONS = 64
 EVENTS = 3000
 
 PEERS = (OWNER, FIRST, THIRD, SPARE)
-SESSIONS = tuple(SessionId(bytes([number]) * 16) for number in range(5))
+OWNERS = (OWNER, OWNER, OWNER, FIRST, SPARE)  # of five sessions
+SESSIONS = {session_id(owner, bytes([n]) * 8): owner for n, owner in enumerate(OWNERS)}
 PATHS = (
     PATH,
     (PATH[0], PATH[1], Hop(SPARE, PATH[2].span)),
@@ -134,7 +135,7 @@ class Liars:
         rng, hosted = self.rng, self.some()
         path = rng.choice(PATHS)
         index = rng.choice([place for place, hop in enumerate(path) if hop.peer == SECOND])
-        attempt, session, held = 0, rng.choice(SESSIONS), 0
+        attempt, session, held = 0, rng.choice(list(SESSIONS)), 0
         if hosted is not None and rng.random() < 0.6:
             attempt, session = hosted.opened.attempt + rng.randint(0, 3), hosted.key.session
             held = hosted.positions
@@ -146,7 +147,7 @@ class Liars:
             rebuild_until=rng.randint(-1, 2), max_positions=MAX_POSITIONS,
             donor=rng.choice((None, *PEERS)),
         )  # fmt: skip
-        self.hear(self.sender(OWNER), message)
+        self.hear(self.sender(SESSIONS[session]), message)
 
     def step(self) -> None:
         """Mostly the next step of a session that is here."""
@@ -192,7 +193,7 @@ class Liars:
         message = Feed(
             hosted.key.session, hosted.key.layer, rng.choice(PEERS), attempt, start, is_cache
         )
-        self.hear(self.sender(OWNER), message)
+        self.hear(self.sender(hosted.owner), message)
 
     def part(self) -> None:
         """A donor's part of a cache, mostly the next one."""
@@ -209,18 +210,19 @@ class Liars:
 
     def small_talk(self) -> None:
         """What an owner says beside."""
-        rng, session = self.rng, self.rng.choice(SESSIONS)
+        rng, session = self.rng, self.rng.choice(list(SESSIONS))
         hosted = self.some()
         if hosted is not None:
             session = hosted.key.session
         message = rng.choice(
             (Ping(session, 1), Acquaint(session, rng.choice((0, 2, 4)), rng.choice(PEERS)))
         )
-        self.hear(self.sender(OWNER), message)
+        self.hear(self.sender(SESSIONS[session]), message)
 
     def close(self) -> None:
         """A session ends."""
-        self.hear(self.sender(OWNER), Close(self.rng.choice(SESSIONS)))
+        session = self.rng.choice(list(SESSIONS))
+        self.hear(self.sender(SESSIONS[session]), Close(session))
 
     def compute(self) -> None:
         """The engine does a job, or fails at it."""

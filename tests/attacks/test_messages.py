@@ -18,7 +18,7 @@ from gennode.mesh.links.links import Links
 from gennode.node.hops.admission import HopLimits
 from gennode.node.live import LiveNode
 from gennode.wire.announcement import Announcement, Hosting
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span, session_id
 from gennode.wire.messages import (
     MAX_ANNOUNCEMENTS,
     Accept,
@@ -48,7 +48,7 @@ PROMPT = "none of your business"
 MAX_GROWTH_BYTES = 64 * 1024 * 1024
 WAIT_S = 20.0
 ATTACKER = Key(bytes([ATTACKER_SEED]) * 32)
-SESSION = SessionId(b"attacker's own s")
+SESSION = session_id(ATTACKER.peer, b"attacker")
 NO_MODEL = ModelId("0" * 64)
 
 
@@ -276,7 +276,7 @@ async def test_one_owner_can_not_take_all_sessions() -> None:
         peer = cast.workers[1].machine.peer
         limits = HopLimits()
         for number in range(1000):
-            session = SessionId(number.to_bytes(16, "big"))
+            session = session_id(ATTACKER.peer, number.to_bytes(8, "big"))
             attacker.links.send(peer, _opening(cast, 1, session))
         await attacker.until(lambda: len(attacker.heard) >= 1000)
         accepted = sum(isinstance(heard, Accept) for heard in attacker.heard)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from gennode.errors import RemoteError
 from gennode.node.actions import Run, Send
 from gennode.node.hops.hop import UNUSED_S, HopMachine
-from gennode.wire.ids import PeerId, SessionId
+from gennode.wire.ids import PeerId, SessionId, session_id
 from gennode.wire.messages import Open, Ping, Refuse
 from tests.node.conftest import (
     FIRST,
@@ -36,14 +37,24 @@ def _fill(
 
 
 def _name(owner: PeerId, number: int) -> SessionId:
-    return SessionId(owner.encode()[-15:] + bytes([number]))
+    return session_id(owner, bytes([number]) * 8)
 
 
 def _refusal(machine: HopMachine, message: Open) -> str:
-    [send] = machine.receive(FIRST, message, b"", 0.0)
+    own = msgspec.structs.replace(message, session=_name(FIRST, 99))
+    [send] = machine.receive(FIRST, own, b"", 0.0)
     assert isinstance(send, Send)
     assert isinstance(send.message, Refuse)
     return send.message.reason
+
+
+def test_nobody_takes_the_place_of_anothers_session() -> None:
+    machine = hop_machine(SECOND)
+    for early in (opening(1), opening(1, attempt=1 << 40)):  # its id was overheard elsewhere
+        with pytest.raises(RemoteError, match="another owner"):
+            machine.receive(SPARE, early, b"", 0.0)
+    assert machine.sessions == 0
+    assert isinstance(machine.receive(OWNER, opening(1), b"", 0.0)[0], Run)
 
 
 def test_few_owners_can_not_take_all_sessions() -> None:

@@ -10,13 +10,12 @@ from gennode.engine.toy import TOY_DIM, toy_manifest
 from gennode.node.hops.admission import HopLimits, HostedModel
 from gennode.node.hops.hop import HopMachine
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, Span, session_id
 from gennode.wire.messages import Open, Step
 from gennode.wire.signing import Key
 
 LAYERS = 6
 MODEL = toy_manifest(LAYERS).model
-SESSION = SessionId(b"s" * 16)
 
 
 def peer(number: int) -> PeerId:
@@ -25,6 +24,7 @@ def peer(number: int) -> PeerId:
 
 
 OWNER, FIRST, SECOND, THIRD, SPARE = (peer(number) for number in range(1, 6))
+SESSION = session_id(OWNER, b"session1")
 PATH = (Hop(FIRST, Span(0, 2)), Hop(SECOND, Span(2, 4)), Hop(THIRD, Span(4, 6)))
 
 

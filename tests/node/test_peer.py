@@ -12,7 +12,7 @@ from gennode.node.actions import Action, Exported, ExportJob, Run, Send
 from gennode.node.hops.admission import HostedModel
 from gennode.node.peer import PeerMachine
 from gennode.wire.announcement import Announcement, Hosting
-from gennode.wire.ids import Hop, PeerId, SessionId, Span
+from gennode.wire.ids import Hop, PeerId, Span, session_id
 from gennode.wire.messages import (
     Acquaint,
     AgedAnnouncement,
@@ -87,7 +87,7 @@ def test_a_worker_that_drains_offers_nothing_and_asks_owners_to_go() -> None:
     machine.tick(1.0, {})
     assert machine.hosting == ()
     assert machine.live(1.0) == ()
-    newcomer = msgspec.structs.replace(opening(1), session=SessionId(b"n" * 16))
+    newcomer = msgspec.structs.replace(opening(1), session=session_id(OWNER, b"n" * 8))
     [refusal] = machine.receive(OWNER, newcomer, b"", 1.0)
     assert isinstance(refusal, Send)
     assert isinstance(refusal.message, Refuse)

@@ -24,7 +24,7 @@ from gennode.node.hops.admission import HopLimits
 from gennode.node.hops.hop import HopMachine
 from gennode.node.worker import Worker
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, SessionId, Span
+from gennode.wire.ids import Hop, SessionId, Span, session_id
 from gennode.wire.messages import Refuse
 from tests.node.conftest import FIRST, LAYERS, MODEL, OWNER, SECOND, SESSION, THIRD, opening
 
@@ -83,7 +83,7 @@ def test_new_sessions_keep_off_withdrawn_layers_and_old_ones_stay() -> None:
     machine.host(host.terms())
     machine.receive(OWNER, opening(1), b"", 0.0)
     host.withdraw(Span(3, 4))
-    fresh = msgspec.structs.replace(opening(1), session=SessionId(b"t" * 16))
+    fresh = msgspec.structs.replace(opening(1), session=session_id(OWNER, b"t" * 8))
     [refused] = machine.receive(OWNER, fresh, b"", 0.0)
     assert isinstance(refused, Send)
     assert isinstance(refused.message, Refuse)

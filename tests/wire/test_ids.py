@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gennode.errors import RemoteError
-from gennode.wire.ids import Hop, PeerId, Span, peer_id_of, public_key_of
+from gennode.wire.ids import (
+    Hop,
+    PeerId,
+    SessionId,
+    Span,
+    is_session_of,
+    peer_id_of,
+    public_key_of,
+    session_id,
+)
 
 # RFC 8032 §7.1, test 1
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
@@ -78,3 +87,13 @@ def test_spans() -> None:
 def test_a_hop_computes_something(span: Span) -> None:
     with pytest.raises(ValueError, match="no layers"):
         Hop(peer_id_of(PUBLIC), span)
+
+
+def test_a_session_is_named_for_its_owner_alone() -> None:
+    owner, other = (peer_id_of(bytes([number]) * 32) for number in range(2))
+    session = session_id(owner, bytes(8))
+    assert len(session) == 16
+    assert is_session_of(session, owner)
+    assert not is_session_of(session, other)
+    assert not is_session_of(SessionId(b"\1" + session[1:]), owner)
+    assert not is_session_of(SessionId(b""), owner)

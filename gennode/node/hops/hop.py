@@ -39,7 +39,7 @@ from gennode.node.hops.passing import Passing
 from gennode.node.hops.restoring import Restoring
 from gennode.node.hops.spill import FrameStore, MemoryStore
 from gennode.wire.activations import codec
-from gennode.wire.ids import ModelId, PeerId
+from gennode.wire.ids import ModelId, PeerId, is_session_of
 from gennode.wire.messages import (
     Acquaint,
     CachePart,
@@ -208,12 +208,12 @@ class HopMachine:
     # -- opening and closing ------------------------------------------------------------------
 
     def _open(self, sender: PeerId, message: Open, now_s: float) -> list[Action]:
+        if not is_session_of(message.session, sender):
+            raise RemoteError("a session is named for another owner")
         hop = self._admission.own_hop(message)
         key = HopKey(message.session, hop.span.start)
         before = self._hosted.get(key)
         if before is not None and before.opened.model == message.model:
-            if before.owner != sender:
-                raise RemoteError("a session can be opened by its owner alone")
             before.heard_s = now_s
             if message.attempt <= before.opened.attempt:
                 return []  # late or repeated; an accept is on its way, or was

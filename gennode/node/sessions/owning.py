@@ -16,7 +16,7 @@ from gennode.node.sessions.session import SessionMachine
 from gennode.sharding.route.route import Gap, Route
 from gennode.wire.activations import codec as codec_of
 from gennode.wire.fields import CodecName
-from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
+from gennode.wire.ids import SESSION_NONCE_BYTES, Hop, ModelId, PeerId, SessionId, Span, session_id
 from gennode.wire.messages import Step, ToOwner
 
 SHUN_S = 5.0  # routes leave a peer out for so long after it could not be reached
@@ -94,7 +94,7 @@ class OwnerMachine:
             found = self.route(model, whole, self._peer, frozenset(), now_s)
         if isinstance(found, Gap):
             raise NoRouteError(found.reason, hint="start a worker that has them: gennode join")
-        session = SessionId(self._rng.randbytes(16))
+        session = session_id(self._peer, self._rng.randbytes(SESSION_NONCE_BYTES))
         terms = SessionTerms(
             session, self._peer, model, layers, dim, codec, max_positions, replicate
         )

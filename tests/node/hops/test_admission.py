@@ -10,7 +10,7 @@ import pytest
 from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import Action, OpenJob, Send
 from gennode.node.hops.admission import HopLimits
-from gennode.wire.ids import Hop, ModelId, Span
+from gennode.wire.ids import Hop, ModelId, Span, session_id
 from gennode.wire.messages import (
     Accept,
     Close,
@@ -50,16 +50,19 @@ def test_what_it_can_not_do_is_refused_in_words(message: Open, reason: str) -> N
 def test_sessions_are_counted_in_all_and_by_owner() -> None:
     machine = hop_machine(SECOND, max_sessions=3, max_sessions_of_one_owner=2)
     for number in range(2):
-        session = msgspec.structs.replace(opening(1), session=bytes([number]) * 16)
+        session = msgspec.structs.replace(
+            opening(1), session=session_id(OWNER, bytes([number]) * 8)
+        )
         assert isinstance(job(machine.receive(OWNER, session, b"", 0.0)), OpenJob)
     [refusal] = told(machine.receive(OWNER, opening(1), b"", 0.0))
     assert isinstance(refusal, Refuse)
     assert "one owner" in refusal.reason
-    other = msgspec.structs.replace(opening(1), session=b"o" * 16)
+    other = msgspec.structs.replace(opening(1), session=session_id(SPARE, b"o" * 8))
     taken = job(machine.receive(SPARE, other, b"", 0.0))
     assert isinstance(taken, OpenJob)
     assert taken.owner == SPARE
-    [refusal] = told(machine.receive(SPARE, opening(1), b"", 0.0))
+    another = msgspec.structs.replace(opening(1), session=session_id(SPARE, b"a" * 8))
+    [refusal] = told(machine.receive(SPARE, another, b"", 0.0))
     assert isinstance(refusal, Refuse)
     assert "taken" in refusal.reason
 
@@ -84,6 +87,7 @@ def test_limits_are_values() -> None:
 
 
 NEWER = ModelId("b" * 64)
+NEWCOMER = session_id(OWNER, b"n" * 8)
 
 
 def _opening_of(model: ModelId, session: bytes = SESSION, attempt: int = 0) -> Open:
@@ -100,7 +104,7 @@ def test_sessions_of_several_models_run_side_by_side() -> None:
     machine = hop_machine(SECOND)
     machine.host(hosted_model(NEWER))
     older = job(machine.receive(OWNER, opening(1), b"", 0.0))
-    newer = job(machine.receive(OWNER, _opening_of(NEWER, b"n" * 16), b"", 0.0))
+    newer = job(machine.receive(OWNER, _opening_of(NEWER, NEWCOMER), b"", 0.0))
     assert (older.model, newer.model) == (MODEL, NEWER)
     assert (machine.sessions, machine.sessions_of(MODEL), machine.sessions_of(NEWER)) == (2, 1, 1)
 
@@ -123,7 +127,7 @@ def test_a_model_that_is_retired_ends_its_sessions_and_begins_none() -> None:
     machine = hop_machine(SECOND)
     open_hop(machine)
     machine.retire(MODEL)
-    newcomer = _opening_of(MODEL, b"n" * 16)
+    newcomer = _opening_of(MODEL, NEWCOMER)
     assert "being retired" in _reason(machine.receive(OWNER, newcomer, b"", 0.0))
     assert pass_one(machine, 0, 0) != []
     repaired = machine.receive(OWNER, opening(1, attempt=1), b"", 0.0)

@@ -10,7 +10,7 @@ from gennode.node.actions import Action, Exported, ExportJob, Run, Send
 from gennode.node.hops.admission import HopLimits
 from gennode.node.hops.feeds import FEED_IDLE_S, FEED_INTERVAL_S
 from gennode.node.hops.spill import MemoryStore
-from gennode.wire.ids import Hop, SessionId, Span
+from gennode.wire.ids import Hop, PeerId, SessionId, Span, session_id
 from gennode.wire.messages import (
     CREDIT_BYTES,
     WINDOW_BYTES,
@@ -297,7 +297,7 @@ def test_caches_handed_over_at_a_time_are_counted_in_all_and_by_owner() -> None:
     reasons: list[str] = []
     for owner in (OWNER, peer(50)):
         for number in range(3):
-            session = SessionId(bytes([number]) + owner.encode()[-15:])
+            session = session_id(PeerId(owner), bytes([number]) * 8)
             _begin(hop, owner, session)
             asked = msgspec.structs.replace(feed(cache=True), session=session)
             actions = hop.hears(owner, asked)

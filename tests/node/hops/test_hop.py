@@ -11,7 +11,7 @@ from gennode.errors import RemoteError, ResourceError
 from gennode.node.actions import CloseJob, Send, StepJob
 from gennode.node.hops.hop import ACQUAINT_INTERVAL_S, IDLE_S, LEAVING_INTERVAL_S, ORPHAN_S
 from gennode.wire.activations import codec
-from gennode.wire.ids import Hop, SessionId, Span
+from gennode.wire.ids import Hop, Span, session_id
 from gennode.wire.messages import (
     Accept,
     Acquaint,
@@ -334,7 +334,7 @@ def test_a_worker_that_leaves_asks_owners_to_go_until_they_have() -> None:
 def test_a_worker_that_leaves_takes_no_new_sessions_and_repairs_those_it_has() -> None:
     hop = opened()
     hop.machine.drain(0.0)
-    newcomer = msgspec.structs.replace(wide(1), session=SessionId(b"n" * 16))
+    newcomer = msgspec.structs.replace(wide(1), session=session_id(OWNER, b"n" * 8))
     [refusal] = told(hop.hears(OWNER, newcomer))
     assert isinstance(refusal, Refuse)
     assert refusal.reason == "this worker is leaving"

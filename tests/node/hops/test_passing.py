@@ -7,7 +7,7 @@ import msgspec
 from gennode.node.actions import Run, Send
 from gennode.node.hops.admission import HopLimits
 from gennode.node.hops.spill import MemoryStore
-from gennode.wire.ids import Hop, Span
+from gennode.wire.ids import Hop, Span, session_id
 from gennode.wire.messages import (
     CREDIT_BYTES,
     WINDOW_BYTES,
@@ -169,7 +169,7 @@ def test_the_largest_session_gives_way_first() -> None:
     store = MemoryStore(1 << 30)
     hop = opened(limits=HopLimits(retained_bytes=4 * CREDIT_BYTES), store=store)
     hop.fills(3)
-    other = msgspec.structs.replace(wide(1), session=b"o" * 16)
+    other = msgspec.structs.replace(wide(1), session=session_id(OWNER, b"o" * 8))
     hop.opens(other)
     [large, small] = hop.machine._hosted.values()
     for number in range(2):
