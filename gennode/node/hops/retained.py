@@ -102,8 +102,13 @@ class Retained:
         return ends >= end and self.frames[0].position <= start
 
     def between(self, start: int, end: int) -> list[Kept]:
-        """The frames that hold anything of positions `[start, end)`, whole."""
-        return [frame for frame in self.frames if frame.position < end and frame.end > start]
+        """The frames from the first on that holds anything of positions `[start, end)`, whole.
+
+        None behind it is left out: what a long frame holds of them may have been corrected.
+        """
+        first = next((at for at, one in enumerate(self.frames) if one.end > start), None)
+        frames = [] if first is None else self.frames[first:]
+        return [frame for frame in frames if frame.position < end]
 
     def _release(self, frame: Kept) -> None:
         if frame.ticket is not None:

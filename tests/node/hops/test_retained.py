@@ -41,6 +41,7 @@ def test_a_frame_that_begins_before_stays_whole() -> None:
     assert retained.end == 4
     assert _numbers(retained.between(0, 3)) == [0, 1, 2]
     assert _numbers(retained.between(3, 4)) == [2, 3]
+    assert _numbers(retained.between(4, 6)) == [2, 3]  # never without its correction
     assert retained.covers(0, 6)
 
 
