@@ -94,7 +94,10 @@ class Passing:
         actions: list[Action] = []
         for old in hosted.retained.cut(frame.position):
             self._feeds.withdraw(hosted.key, old)
-            if hosted.flow.withdraw(old) and not hosted.only_rebuilds(old):
+            if not hosted.flow.withdraw(old):
+                continue
+            actions += hosted.took_step(hosted.owed.pop(old.number, 0))
+            if not hosted.only_rebuilds(old):
                 reason = "a step was replaced before it was answered"
                 actions.append(hosted.failed(hosted.opened.index - 1, old.number, reason))
         if hosted.retained.end < frame.position:  # the cache was restored, and not computed here

@@ -138,6 +138,13 @@ def test_a_step_that_is_replaced_while_it_waits_was_never_answered() -> None:
     assert [(one.index, one.number) for one in failures] == [(0, WINDOW)]
 
 
+def test_a_step_that_is_replaced_while_it_waits_is_taken_too() -> None:
+    hop = opened()
+    hop.fills(WINDOW + 1)
+    replaced = told(hop.passes(WINDOW + 1, WINDOW * ROWS))
+    assert Credit(SESSION, 0, 2, WINDOW_BYTES + CREDIT_BYTES) in replaced
+
+
 def test_a_hop_below_that_takes_nothing_in_costs_no_more_than_what_is_retained() -> None:
     hop = opened(limits=HopLimits(retained_bytes=8 * CREDIT_BYTES))
     actions = hop.fills(9)
