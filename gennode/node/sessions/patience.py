@@ -11,6 +11,7 @@ BUSY_FACTOR = 4.0  # so much more patience with a hop that says that it is compu
 MIN_BUSY_S = 5.0
 ENOUGH_STEPS = 8  # measured, before a busy hop may be judged by them
 FIRST_PATIENCE_S = 2.0  # before anything was measured; it only starts questions, never ends them
+REPLAY_LIMIT_S = 300.0  # from its restart on, a replay that comes in drops is no sign of life
 
 
 def limit_s(row_times_s: deque[float], rows: int) -> float:
@@ -31,6 +32,7 @@ class Patience:
         self._sent: dict[int, tuple[float, int]] = {}  # step → (when, rows)
         self._row_times_s: deque[float] = deque(maxlen=WINDOW)
         self._moved_s = float("-inf")
+        self._replay_end_s = float("-inf")  # when a replay must be over
         self._replayed_rows = 0  # in the largest frame that goes ahead of the oldest step
 
     def sent(self, number: int, rows: int, now_s: float) -> None:
@@ -47,14 +49,18 @@ class Patience:
         self._row_times_s.append((now_s - since_s) / max(1, rows))
         return now_s - since_s
 
-    def moved(self, now_s: float) -> None:
-        """A frame of a replay has arrived where it was to go."""
+    def moved(self, now_s: float) -> bool:
+        """A frame of a replay has arrived where it was to go: whether that counts as progress."""
+        if now_s > self._replay_end_s:
+            return False
         self._moved_s = now_s
+        return True
 
-    def restart(self, replayed_rows: int) -> None:
+    def restart(self, replayed_rows: int, now_s: float) -> None:
         """Forget what was under way: it will be sent again, behind a replay of such frames."""
         self._sent.clear()
         self._replayed_rows = replayed_rows
+        self._replay_end_s = now_s + REPLAY_LIMIT_S
 
     @property
     def since_s(self) -> float:

@@ -241,8 +241,7 @@ class SessionMachine:
 
     def _fed(self, message: Fed, now_s: float) -> None:
         """A part of a replay has arrived: a long one is no hang."""
-        if self._joining.fed(message):
-            self._vigil.moved(now_s)
+        if self._joining.fed(message) and self._vigil.moved(now_s):
             self._ailing_s = now_s
 
     def _ping(self, peers: tuple[PeerId, ...]) -> list[Action]:
@@ -379,7 +378,7 @@ class SessionMachine:
         """All hops know the path: rebuild from our steps if need be, send the unanswered."""
         self._enter(_State.READY, now_s)
         replayed_rows, sends = self._joining.finish(self._flow)
-        self._vigil.restart(replayed_rows)
+        self._vigil.restart(replayed_rows, now_s)
         for step in self._course.steps.unanswered():
             self._vigil.sent(step.number, step.rows, now_s)
             sends += self._flow.send(step, rebuild=False)

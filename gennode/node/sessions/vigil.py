@@ -50,10 +50,10 @@ class Vigil:
         self._watch = Watch(path)
         self._paces.follow(path)
 
-    def restart(self, replayed_rows: int) -> None:
+    def restart(self, replayed_rows: int, now_s: float) -> None:
         """All that was under way is sent again, behind a replay of frames of so many rows."""
         self._slowness = Slowness()
-        self._patience.restart(replayed_rows)
+        self._patience.restart(replayed_rows, now_s)
 
     def sent(self, number: int, rows: int, now_s: float) -> None:
         """A step went out."""
@@ -66,10 +66,12 @@ class Vigil:
         if rows == 1 and step_s is not None:
             self._slowness.timed(step_s)
 
-    def moved(self, now_s: float) -> None:
-        """A part of a replay has arrived."""
+    def moved(self, now_s: float) -> bool:
+        """A part of a replay has arrived: whether that counts as progress."""
+        if not self._patience.moved(now_s):
+            return False
         self._watch.moved()
-        self._patience.moved(now_s)
+        return True
 
     def alive(self, peer: PeerId, now_s: float) -> None:
         """A peer takes in what we send."""

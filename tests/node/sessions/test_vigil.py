@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S, MIN_PATIENCE_S
+from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S, MIN_PATIENCE_S, REPLAY_LIMIT_S
 from gennode.node.sessions.vigil import LEAST_BYTES_PER_S, WORK_LIMIT_S, Vigil
 from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
 from gennode.wire.ids import PeerId
@@ -105,7 +105,7 @@ def test_a_hop_that_says_it_needs_nothing_is_not_hurried() -> None:
 
 def test_a_replay_that_goes_on_is_no_hang() -> None:
     vigil = begun(QUICK)
-    vigil.restart(replayed_rows=128)
+    vigil.restart(128, 0.0)
     vigil.sent(HAS, 1, 0.0)
     busy = {hop.peer: Pong(SESSION, 0, (Progress(hop.span.start, -1, True),)) for hop in PATH}
     for tick in range(1, 2000):
@@ -115,6 +115,24 @@ def test_a_replay_that_goes_on_is_no_hang() -> None:
         assert vigil.fault(now_s) is None
         for peer in vigil.pings(now_s):
             assert vigil.heard(peer, busy[peer], HAS, now_s, is_current=True) is None
+
+
+def test_a_replay_that_comes_in_drops_ends() -> None:
+    vigil = begun(QUICK, steps=1)
+    vigil.restart(128, 0.0)
+    vigil.sent(1, 1, 0.0)
+    busy = {hop.peer: Pong(SESSION, 0, (Progress(hop.span.start, -1, True),)) for hop in PATH}
+    now_s, moved, fault = 0.0, list[bool](), None
+    while fault is None:
+        now_s += 1.0
+        assert now_s <= REPLAY_LIMIT_S + WORK_LIMIT_S + 1.0
+        if now_s % 100 == 0:
+            moved.append(vigil.moved(now_s))
+        for peer in vigil.pings(now_s):
+            vigil.heard(peer, busy[peer], 1, now_s, is_current=True)
+        fault = vigil.fault(now_s)
+    assert moved == [True, True, True, False]
+    assert now_s > REPLAY_LIMIT_S
 
 
 def test_a_long_prompt_is_not_timed_from_its_first_chunk() -> None:
