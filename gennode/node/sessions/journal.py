@@ -285,7 +285,9 @@ class Journals:
         UsageError if it can't be read; it is moved aside if it is damaged.
         """
         with using_disk(path):
-            descriptor = os.open(path, os.O_RDWR)
+            if not _is_plain(path):  # to read a pipe would wait for ever
+                raise UsageError(f"{path} is no plain file", hint="move it away")
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with using_disk(path), open(descriptor, "rb", closefd=False) as file:
@@ -306,8 +308,25 @@ class Journals:
 
     def _prune(self, now_s: float) -> None:
         """Make room for one more: remove the oldest, and what nobody has come back for."""
-        files = sorted(self._folder.iterdir(), reverse=True)  # their names begin with their date
+        files = sorted(filter(_is_ours, self._folder.iterdir()), reverse=True)  # by their dates
         for place, path in enumerate(files, start=1):
-            with suppress(FileNotFoundError):  # somebody else was quicker
+            with suppress(OSError):  # somebody is writing it, or was quicker to remove it
                 if place >= MAX_JOURNALS or now_s - path.stat().st_mtime > MAX_AGE_S:
-                    path.unlink()
+                    _remove_unlocked(path)
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a journal by its name, in any state."""
+    is_named = _NAME.fullmatch(path.stem) and path.suffix in (_KEPT, _NEW, _DAMAGED)
+    return bool(is_named) and _is_plain(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a file; BlockingIOError if somebody writes it."""
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()

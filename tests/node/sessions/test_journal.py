@@ -235,6 +235,41 @@ def test_the_oldest_make_room(journals: Journals) -> None:
     assert len(journals.interrupted()) == 1
 
 
+def test_what_is_being_written_makes_no_room(journals: Journals) -> None:
+    written = [begin(journals) for _ in range(MAX_JOURNALS + 3)]
+    assert len(list(journals._folder.iterdir())) == len(written)
+    for journal in written:
+        interrupt(journal)
+    interrupt(begin(journals))
+    assert len(journals.interrupted()) == MAX_JOURNALS
+
+
+def test_what_is_no_journal_is_left_alone(journals: Journals, told: Told) -> None:
+    folder = journals._folder
+    folder.mkdir(parents=True)
+    (folder / "notes").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "20200101-000000-0000.journal").mkdir()
+    os.mkfifo(folder / "20200101-000000-0001.journal")
+    strays = set(folder.iterdir())
+    for path in strays:
+        os.utime(path, (0, 0))
+    interrupt(begin(journals))
+    assert told == []
+    assert strays < set(folder.iterdir())
+    assert len(journals.interrupted()) == 1
+    assert [word.endswith("is no plain file") for word in told] == [True, True]
+
+
+def test_a_journal_is_not_followed_to_another_place(journals: Journals, tmp_path: Path) -> None:
+    interrupt(begin(journals))
+    path = path_of(journals)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="no plain file"):
+        journals.resume(path.stem)
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "tiny"
