@@ -9,7 +9,7 @@ from gennode.errors import LocalError, RemoteError
 from gennode.node.actions import HopKey
 from gennode.node.hops.hosted import Hosted
 from gennode.sharding.route.preferences import reserved_seats
-from gennode.wire.ids import Hop, ModelId, PeerId, Span
+from gennode.wire.ids import Hop, ModelId, PeerId, SessionId, Span
 from gennode.wire.messages import Open
 
 MAX_SESSIONS = 16  # each has a cache in every layer
@@ -117,6 +117,19 @@ class Admission:
             raise RemoteError("a route's index does not point at the peer that it was sent to")
         return path[message.index]
 
+    def check_terms(self, message: Open) -> None:
+        """RemoteError if a session that is here already is opened under other terms.
+
+        What it sent and cached so far was made for the first ones.
+        """
+        for hosted in self._running(message.session).values():
+            first = hosted.opened
+            if (message.codec, message.max_positions) != (first.codec, first.max_positions):
+                raise RemoteError("a session's codec and length never change")
+
+    def _running(self, session: SessionId) -> dict[HopKey, Hosted]:
+        return {key: one for key, one in self._hosted.items() if key.session == session}
+
     def objection(self, owner: PeerId, message: Open, span: Span) -> str:
         """Why a hop is not begun, in words for its owner; empty if it is."""
         model = self.models.get(message.model)
@@ -124,8 +137,8 @@ class Admission:
             return f"this worker does not host model {message.model[:12]}"
         if message.max_positions > model.max_positions:
             return f"sessions end at {model.max_positions} positions here"
-        running = [one for key, one in self._hosted.items() if key.session == message.session]
-        if any(one.opened.model != message.model for one in running):
+        running = self._running(message.session)
+        if any(one.opened.model != message.model for one in running.values()):
             return "a session can't go over to another model"
         if not running and (reason := self._objection_to_new(owner, message, model, span)):
             return reason

@@ -211,6 +211,7 @@ class HopMachine:
         if not is_session_of(message.session, sender):
             raise RemoteError("a session is named for another owner")
         hop = self._admission.own_hop(message)
+        self._admission.check_terms(message)
         key = HopKey(message.session, hop.span.start)
         before = self._hosted.get(key)
         if before is not None and before.opened.model == message.model:
@@ -268,9 +269,7 @@ class HopMachine:
         if message.number <= max(hosted.received, hosted.rebuilt if message.rebuild else -1):
             return [*hosted.took_step(len(payload))]
         model = self._model_of(hosted)
-        if not codec(message.codec).fits(len(payload), message.rows, model.dim):
-            raise RemoteError("a step's payload is not as long as its rows")
-        objection = self._step_objection(hosted, message, len(payload))
+        objection = self._step_objection(hosted, message, len(payload), model.dim)
         if objection is not None:
             blamed, reason = objection
             return [hosted.failed(blamed, message.number, reason)]
@@ -283,7 +282,7 @@ class HopMachine:
         return [Run(job)]
 
     def _step_objection(
-        self, hosted: Hosted, message: Step, payload_bytes: int
+        self, hosted: Hosted, message: Step, payload_bytes: int, dim: int
     ) -> tuple[int, str] | None:
         """Whose fault it is, by place on the route, that a step can't be done, and why.
 
@@ -293,6 +292,8 @@ class HopMachine:
         opened = hosted.opened
         if message.codec != opened.codec or message.rows < 1:
             return opened.index - 1, "a step has no rows, or not the session's codec"
+        if not codec(message.codec).fits(payload_bytes, message.rows, dim):
+            return opened.index - 1, "a step's payload is not as long as its rows"
         if message.position + message.rows > opened.max_positions:
             return opened.index - 1, f"a step reaches past position {opened.max_positions}"
         if hosted.queued_rows + message.rows > opened.max_positions:

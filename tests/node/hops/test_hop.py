@@ -84,8 +84,9 @@ def test_frames_without_a_fixed_width_are_cut_and_counted_as_well() -> None:
     open_hop(machine, msgspec.structs.replace(opening(2), codec="lossless"))
     message = msgspec.structs.replace(step(0, 0, layer=4, rows=5), reply_rows=2, codec="lossless")
     states = np.random.default_rng(1).standard_normal((5, TOY_DIM)).astype(np.float32)
-    with pytest.raises(RemoteError, match="rows"):
-        machine.receive(SECOND, message, bytes(6 * wire.row_bytes(TOY_DIM)), 0.0)
+    long = bytes(6 * wire.row_bytes(TOY_DIM))
+    [failure] = told(machine.receive(SECOND, message, long, 0.0))
+    assert isinstance(failure, Failed)
     taken = job(machine.receive(SECOND, message, wire.encode(states), 0.0))
     [send] = machine.computed(taken, wire.encode(states), 0.0)
     assert isinstance(send, Send)
@@ -109,20 +110,6 @@ def test_only_the_owner_may_reopen_or_close() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "payload"),
-    [
-        (step(0, 0), frame()[:-1]),
-        (step(0, 0), b""),
-    ],
-)
-def test_malformed_steps_are_their_senders_fault(message: Step, payload: bytes) -> None:
-    machine = hop_machine(SECOND)
-    open_hop(machine)
-    with pytest.raises(RemoteError):
-        machine.receive(FIRST, message, payload, 0.0)
-
-
-@pytest.mark.parametrize(
     "message",
     [
         step(0, 0, rows=0),
@@ -138,6 +125,26 @@ def test_steps_on_other_terms_are_for_the_owner_to_judge(message: Step) -> None:
     [failure] = told(machine.receive(FIRST, message, payload, 0.0))
     assert isinstance(failure, Failed)
     assert failure.index == 0
+
+
+@pytest.mark.parametrize("payload", [frame()[:-1], b"", frame(2)])
+def test_steps_as_long_as_other_rows_are_for_the_owner_to_judge(payload: bytes) -> None:
+    machine = hop_machine(SECOND)
+    open_hop(machine)
+    [failure] = told(machine.receive(FIRST, step(0, 0), payload, 0.0))
+    assert isinstance(failure, Failed)
+    assert (failure.index, failure.reason) == (0, "a step's payload is not as long as its rows")
+
+
+@pytest.mark.parametrize("terms", [{"codec": "int8"}, {"max_positions": 65}])
+def test_an_owner_may_not_change_the_terms_of_a_session(terms: dict[str, object]) -> None:
+    machine = hop_machine(SECOND)
+    open_hop(machine)
+    path = (Hop(FIRST, Span(0, 3)), Hop(SECOND, Span(3, 4)), Hop(THIRD, Span(4, 6)))
+    for again in (opening(1, attempt=1), opening(1, attempt=1, path=path)):
+        with pytest.raises(RemoteError, match="never change"):
+            machine.receive(OWNER, msgspec.structs.replace(again, **terms), b"", 0.0)
+    assert pass_one(machine, 0, 0) != []
 
 
 def test_repeated_and_late_steps_are_dropped() -> None:
