@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.core import ParameterSource
 
 from gennode.cli.options import (
     bootstrap_option,
+    is_given,
     model_option,
     sampling_options,
     state_option,
@@ -135,7 +135,7 @@ class Asked:
 
     def model(self, otherwise: str) -> str:
         """The interrupted answer's model, unless a person says where it is now."""
-        if self.journal is None or _is_given("model"):
+        if self.journal is None or is_given("model"):
             return otherwise
         return self.journal.header.named
 
@@ -158,7 +158,7 @@ def chosen(
     from gennode.node.sessions.journal import Journals, Watch
 
     state = click.get_current_context().params["state"]
-    again = f"{caller} --state {state} --resume" if _is_given("state") else f"{caller} --resume"
+    again = f"{caller} --state {state} --resume" if is_given("state") else f"{caller} --resume"
 
     def on_kept(journal: Journal) -> None:
         note(f"\n[{journal.tokens} tokens are kept; go on with: {again} {journal.name}]")
@@ -170,9 +170,12 @@ def chosen(
         yield Asked(prompt, None if no_journal else journals)
         return
     if prompt is not None or no_journal:
-        raise UsageError("--resume needs the journal, and takes no prompt: it knows what was asked")
+        raise UsageError(
+            "--resume needs the journal, and takes no prompt: it knows what was asked",
+            hint="leave out " + ("the prompt" if prompt is not None else "--no-journal"),
+        )
     for name in KEPT_TERMS:
-        if _is_given(name):
+        if is_given(name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(
                 f"{option} stays as it was when an answer goes on", hint="leave it out"
@@ -183,12 +186,6 @@ def chosen(
         click.get_current_context().exit(0)
     with journals.resume(resume or found[0].name) as journal:
         yield Asked("", journals, journal)
-
-
-def _is_given(option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = click.get_current_context().get_parameter_source(option)
-    return source is ParameterSource.COMMANDLINE
 
 
 def _list(found: list[Interrupted], again: str, *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 import platformdirs
+from click.core import ParameterSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +77,11 @@ class Layers(click.ParamType[tuple[int, int] | None]):
                 ctx,
             )
         return int(match[1]), int(match[2])
+
+
+def is_given(option: str) -> bool:
+    """Whether an option stands on the command line."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def state_option(command: F) -> F:
@@ -206,7 +212,7 @@ def sampling_options(command: F) -> F:
             type=click.IntRange(0, (1 << 63) - 1),
             default=0,
             show_default=True,
-            help="The same seed gives the same answer.",
+            help="The same seed gives the same answer over the same cut of layers.",
         ),
         click.option(
             "--codec",

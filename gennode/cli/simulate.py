@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gennode.cli.options import is_given
 from gennode.cli.output import JSON_OPTION, note, print_json, progress
 from gennode.errors import UsageError
 
@@ -50,6 +51,8 @@ def command(
     `gennode simulate swarm` runs hundreds of peers under load instead.
     """
     if context.invoked_subcommand is None:
+        if seed is not None and any(map(is_given, ("seeds", "first", "jobs"))):
+            raise UsageError("--seed tells one story, and takes no --seeds, --first or --jobs")
         if seed is None:
             _tell_stories(range(first, first + seeds), jobs, as_json)
         else:
@@ -94,7 +97,7 @@ def _replay(seed: int, as_json: bool) -> None:
         print_json(_story_figures(tally, tally.speed_per_core) | {"told": story.told})
         return
     print(f"{story.right} of {story.prompts} answers identical, {story.failovers} failovers;")
-    print(f"{story.events:,} events in {story.virtual_s:.0f} s; trace {story.digest[:16]}")
+    print(f"{story.events:,} events in {story.virtual_s:.0f} s; trace {tally.digest[:16]}")
 
 
 def _story_figures(tally: Tally, speed: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gennode.cli.leave import now_option, run_leave
 from gennode.cli.options import (
     DEFAULT_MODEL,
     Finite,
+    is_given,
     model_option,
     precision_option,
     sampling_options,
@@ -110,7 +111,8 @@ def up(
     if as_json:
         print_json({"workers": cards, "spans": dict(zip(cards, spans, strict=True))})
         return
-    note('ask it:  gennode testnet ask "add 23 58 ="')
+    elsewhere = f" --state {state}" if is_given("state") else ""
+    note(f'ask it:  gennode testnet ask{elsewhere} "add 23 58 ="')
 
 
 @command.command()

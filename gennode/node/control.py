@@ -187,5 +187,6 @@ async def _asked(path: str, request: Tell | Leave) -> AsyncIterator[asyncio.Stre
             writer.close()
     except (OSError, TimeoutError, ValueError, msgspec.DecodeError) as error:
         raise NetworkError(
-            f"the node does not answer at {path}", hint="is it stopped? start it again"
+            f"the node does not answer at {path}",
+            hint="if it is frozen, let it go on (kill -CONT), or end it (kill -KILL)",
         ) from error

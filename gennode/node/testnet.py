@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -230,10 +231,15 @@ class Testnet:
         )
 
     def remove(self) -> None:
-        """Delete the folder of a testnet that is down."""
+        """Delete what is kept of a testnet that is down, but for answers that were interrupted."""
         if self.cards():
             raise LocalError("a running testnet's folder can't be removed")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.folder.glob("worker-*"):
+            shutil.rmtree(path, ignore_errors=True)
+        (self.folder / _MODEL).unlink(missing_ok=True)
+        for path in (StateFolder(self.folder).sessions, self.folder):
+            with suppress(OSError):  # something is left in it, or it was never there
+                path.rmdir()
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -24,6 +24,8 @@ def test_a_replayed_story_is_told_for_people(gennode: Command) -> None:
     figures = json.loads(gennode("simulate", "--seed", "7", "--json").out)
     assert ended.out.splitlines()[: len(figures["told"])] == figures["told"]
     assert f"{figures['right']} of {figures['prompts']} answers identical" in ended.out
+    assert figures["digest"][:16] in ended.out
+    assert gennode("simulate", "--seed", "7", "--first", "2").code == 2
 
 
 def test_several_seeds_are_told_from_a_first_one(gennode: Command) -> None:

@@ -216,3 +216,13 @@ def test_what_a_testnet_can_not_do_is_said_in_words(tmp_path: Path) -> None:
     assert testnet.down() == []
     testnet.remove()
     assert not tmp_path.exists()
+
+
+def test_answers_that_were_interrupted_outlive_their_testnet(tmp_path: Path) -> None:
+    journal = StateFolder(tmp_path).sessions / "kept"
+    journal.parent.mkdir()
+    journal.write_bytes(b"tokens")
+    (tmp_path / "worker-1").mkdir()
+    Testnet(tmp_path).remove()
+    assert [*tmp_path.iterdir()] == [journal.parent]
+    assert journal.read_bytes() == b"tokens"
