@@ -82,7 +82,7 @@ class HopMachine:
         self._feeds = Feeds(limits, self._admission.models, knows)
         self._passing = Passing(limits, self._hosted, self._feeds)
         self._queue = EngineQueue(limits.queued_bytes)
-        self._restoring = Restoring(self._queue)
+        self._restoring = Restoring(self._queue, self._admission.models)
         self._told_leaving_s = 0.0
 
     # -- being a worker -----------------------------------------------------------------------
@@ -219,7 +219,7 @@ class HopMachine:
             if message.attempt <= before.opened.attempt:
                 return []  # late or repeated; an accept is on its way, or was
             if before.span == hop.span and before.ready and not before.lost:
-                return self._reopen(before, message)
+                return self._reopen(before, message, now_s)
         hosted = Hosted(key, sender, message, self._store, now_s)
         reason = self._admission.objection(sender, message, hop.span)
         if reason:
@@ -236,11 +236,13 @@ class HopMachine:
         hosted.ready = True
         return [hosted.accept()]
 
-    def _reopen(self, hosted: Hosted, message: Open) -> list[Action]:
+    def _reopen(self, hosted: Hosted, message: Open, now_s: float) -> list[Action]:
         """A survivor learns its new path, and feeds the new worker below it if asked to."""
         start, end = message.replay_from, message.replay_positions
         if not hosted.retained.covers(start, end):
             return [hosted.refuse(message, "the frames for a replay are no longer retained")]
+        if end > start and not hosted.replays.may_take(now_s):
+            return [hosted.refuse(message, "too many replays in a short time")]
         return [*self._passing.begin_anew(hosted, message), hosted.accept()]
 
     def _close(self, sender: PeerId, message: Close) -> list[Action]:

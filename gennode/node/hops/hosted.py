@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from gennode.mesh.links.limits import Bucket
 from gennode.node.actions import HopKey, Send, StepJob
 from gennode.node.flow import Flow, Intake
 from gennode.node.hops.pace import Pace
@@ -24,6 +25,11 @@ from gennode.wire.messages import (
     Step,
 )
 
+# Of one hop. A replay sends a window at once, to whomever the owner names: it may not be asked for
+# again and again. A few repairs may follow each other; one that is refused is fed from further up.
+REPLAYS_BURST = 4.0
+REPLAYS_PER_S = 1 / 5
+
 
 class Hosted:
     """A hop as its worker sees it, under one attempt after the other."""
@@ -41,6 +47,7 @@ class Hosted:
         self.held = 0  # of them, in the engine's cache
         self.retained = Retained(store)
         self.pace = Pace()
+        self.replays = Bucket.full(REPLAYS_PER_S, REPLAYS_BURST, now_s)
         self._begin(opened)
 
     def _begin(self, opened: Open) -> None:

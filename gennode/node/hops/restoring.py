@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from gennode.errors import GennodeError
 from gennode.node.actions import Action, Outcome, RestoreJob, Run
-from gennode.node.hops.admission import EngineQueue
+from gennode.node.hops.admission import EngineQueue, HostedModel
 from gennode.node.hops.hosted import Hosted
-from gennode.wire.ids import PeerId
+from gennode.wire.ids import ModelId, PeerId
 from gennode.wire.messages import WINDOW_BYTES, CachePart
 
 
@@ -17,8 +19,8 @@ class Restoring:
     it can judge: it may have told the donor other terms than us.
     """
 
-    def __init__(self, queue: EngineQueue) -> None:
-        self._queue = queue
+    def __init__(self, queue: EngineQueue, models: Mapping[ModelId, HostedModel]) -> None:
+        self._queue, self._models = queue, models
 
     def take(
         self, hosted: Hosted | None, sender: PeerId, part: CachePart, payload: bytes, now_s: float
@@ -44,6 +46,9 @@ class Restoring:
             return "parts of a cache are missing"
         if part.end > hosted.opened.max_positions:
             return f"a cache reaches past position {hosted.opened.max_positions}"
+        position_bytes = self._models[hosted.opened.model].cache_position_bytes(hosted.span)
+        if not payload_bytes or payload_bytes != (part.end - part.start) * position_bytes:
+            return "a part of a cache is not as long as its positions"
         if hosted.parts_bytes + payload_bytes > WINDOW_BYTES:
             return "more of a cache came than was agreed"
         if not self._queue.has_room(payload_bytes):

@@ -29,7 +29,7 @@ from tests.node.conftest import (
 DIM = 8192
 ROWS = CREDIT_BYTES // (4 * DIM)  # of a frame that is worth a credit: 128
 FRAME = bytes(CREDIT_BYTES)
-POSITION_BYTES = 1000  # of a cache
+POSITION_BYTES = CREDIT_BYTES // ROWS  # of a cache
 
 
 def wide(

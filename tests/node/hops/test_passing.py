@@ -6,6 +6,7 @@ import msgspec
 
 from gennode.node.actions import Run, Send
 from gennode.node.hops.admission import HopLimits
+from gennode.node.hops.hosted import REPLAYS_PER_S
 from gennode.node.hops.spill import MemoryStore
 from gennode.wire.ids import Hop, Span, session_id
 from gennode.wire.messages import (
@@ -269,3 +270,18 @@ def test_hops_between_the_source_and_the_new_one_pass_on_what_they_rebuild() -> 
     [forward] = sends(hop.passes(0, rebuild=True))[:1]
     assert isinstance(forward.message, Step)
     assert (forward.peer, forward.message.rebuild) == (SPARE, True)
+
+
+def test_an_owner_that_asks_for_replays_again_and_again_gets_few() -> None:
+    hop = opened()
+    hop.passes(0)
+
+    def replays(attempts: range) -> list[type[object]]:
+        asked = [wide(1, attempt=n, replay_positions=ROWS, rebuild_until=2) for n in attempts]
+        return [type(told(hop.hears(OWNER, one))[0]) for one in asked]
+
+    assert replays(range(1, 8)) == [Step] * 4 + [Refuse] * 3
+    hop.now_s = 1 / REPLAYS_PER_S
+    assert replays(range(8, 10)) == [Step, Refuse]
+    [accept] = told(hop.hears(OWNER, wide(1, attempt=10)))  # nothing to replay
+    assert accept == Accept(SESSION, 10, 1, ROWS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 
@@ -107,25 +109,45 @@ def test_a_part_that_does_not_fit_ends_the_handover(part: CachePart, reason: str
     assert hop.hears(SPARE, _part(0, 64), PART) == []
 
 
+@pytest.mark.parametrize(
+    ("part", "payload"),
+    [(_part(0, 64), PART[:-1]), (_part(0, 1), PART), (_part(0, 64), b"")],
+)
+def test_a_part_takes_what_its_positions_take(part: CachePart, payload: bytes) -> None:
+    # An empty one would count for nothing among what waits, and be work for the engine.
+    hop = _stand_in()
+    [failure] = told(hop.hears(SPARE, part, payload))
+    assert isinstance(failure, Failed)
+    assert "not as long as its positions" in failure.reason
+
+
+def test_parts_of_no_cache_are_not_taken() -> None:
+    hop = _stand_in()
+    model = hop.machine._admission.models[MODEL]
+    hop.machine.host(dataclasses.replace(model, cache_position_bytes=lambda _span: 0))
+    [failure] = told(hop.hears(SPARE, _part(0, 64), b""))
+    assert isinstance(failure, Failed)
+
+
 def test_more_parts_than_were_agreed_are_not_held() -> None:
     hop = _stand_in()
     for number in range(WINDOW_BYTES // len(PART)):
-        hop.hears(SPARE, _part(number, number + 1), PART)
-    [failure] = told(hop.hears(SPARE, _part(8, 9), PART))
+        hop.hears(SPARE, _part(64 * number, 64 * number + 64), PART)
+    [failure] = told(hop.hears(SPARE, _part(512, 576), PART))
     assert isinstance(failure, Failed)
     assert "more of a cache" in failure.reason
 
 
 def test_parts_count_among_what_waits_for_the_engine() -> None:
     hop = _stand_in(limits=HopLimits(queued_bytes=2 * len(PART)))
-    first = job(hop.hears(SPARE, _part(0, 1), PART))
-    hop.hears(SPARE, _part(1, 2), PART)
+    first = job(hop.hears(SPARE, _part(0, 64), PART))
+    hop.hears(SPARE, _part(64, 128), PART)
     assert hop.machine.receive(OWNER, Ping(SESSION, 0), b"", 0.0) == [
         Send(OWNER, Pong(SESSION, 0, (Progress(2, -1, True),)))
     ]
     hop.does(first)
-    assert isinstance(job(hop.hears(SPARE, _part(2, 3), PART)), RestoreJob)
-    [failure] = told(hop.hears(SPARE, _part(3, 4), PART))
+    assert isinstance(job(hop.hears(SPARE, _part(128, 192), PART)), RestoreJob)
+    [failure] = told(hop.hears(SPARE, _part(192, 256), PART))
     assert isinstance(failure, Failed)
     assert "too much is waiting" in failure.reason
 
@@ -142,16 +164,16 @@ def test_a_cache_that_can_not_be_restored_is_told_and_never_used(error: GennodeE
 
 def test_a_part_that_comes_late_does_not_undo_steps() -> None:
     hop = _stand_in()
-    hop.does(job(hop.hears(SPARE, _part(0, 128), PART)))
+    hop.does(job(hop.hears(SPARE, _part(0, 128), FRAME)))
     hop.passes(0, 128)
-    assert hop.hears(SPARE, _part(128, 200), PART) == []
-    assert hop.hears(SPARE, _part(0, 128), PART) == []
+    assert hop.hears(SPARE, _part(128, 192), PART) == []
+    assert hop.hears(SPARE, _part(0, 128), FRAME) == []
     assert numbers(hop.passes(1, 256)) == [1]
 
 
 def test_what_it_restored_it_can_not_replay() -> None:
     hop = _stand_in()
-    hop.does(job(hop.hears(SPARE, _part(0, 128), PART)))
+    hop.does(job(hop.hears(SPARE, _part(0, 128), FRAME)))
     hop.passes(0, 128)
     whole = wide(1, attempt=8, replay_positions=256, rebuild_until=2)
     assert isinstance(told(hop.hears(OWNER, whole))[0], Refuse)
