@@ -8,10 +8,11 @@ import pytest
 from gennode.errors import RemoteError
 from gennode.node.actions import Run, Send
 from gennode.node.hops.hop import UNUSED_S, HopMachine
-from gennode.wire.ids import PeerId, SessionId, session_id
-from gennode.wire.messages import Open, Ping, Refuse
+from gennode.wire.ids import Hop, PeerId, SessionId, Span, session_id
+from gennode.wire.messages import Close, Open, Ping, Pong, Refuse
 from tests.node.conftest import (
     FIRST,
+    LAYERS,
     OWNER,
     SECOND,
     SESSION,
@@ -55,6 +56,36 @@ def test_nobody_takes_the_place_of_anothers_session() -> None:
             machine.receive(SPARE, early, b"", 0.0)
     assert machine.sessions == 0
     assert isinstance(machine.receive(OWNER, opening(1), b"", 0.0)[0], Run)
+
+
+def _at(start: int, attempt: int) -> Open:
+    """The session's opening of a hop from a layer on to the end."""
+    last = Hop(SECOND, Span(start, LAYERS))
+    path = (Hop(FIRST, Span(0, start)), last) if start else (last,)
+    return opening(len(path) - 1, attempt=attempt, path=path)
+
+
+def test_one_seat_holds_no_more_layers_than_the_model_has() -> None:
+    machine = hop_machine(SECOND)
+    opened = [machine.receive(OWNER, _at(start, 0), b"", 0.0)[0] for start in range(LAYERS)]
+    assert [isinstance(one, Run) for one in opened] == [True] + [False] * (LAYERS - 1)
+    machine.receive(OWNER, Close(SESSION), b"", 0.0)
+    opened = [machine.receive(OWNER, _at(start, 0), b"", 0.0)[0] for start in (3, 4, 5, 2)]
+    assert [isinstance(one, Run) for one in opened] == [True, True, True, False]  # 3 + 2 + 1
+
+
+def test_a_hop_that_a_newer_path_left_out_makes_way() -> None:
+    machine = hop_machine(SECOND)
+    for start, attempt in ((2, 0), (4, 1)):  # both have room: the session may still run on one
+        machine.receive(OWNER, _at(start, attempt), b"", 0.0)
+    [*closed, opened] = machine.receive(OWNER, _at(3, 2), b"", 0.0)
+    keys = [action.job.key.layer for action in closed if isinstance(action, Run)]
+    assert keys == [2, 4]
+    assert isinstance(opened, Run)
+    [pong] = machine.receive(OWNER, Ping(SESSION, 0), b"", 0.0)
+    assert isinstance(pong, Send)
+    assert isinstance(pong.message, Pong)
+    assert [progress.layer for progress in pong.message.progress] == [3]
 
 
 def test_few_owners_can_not_take_all_sessions() -> None:

@@ -127,6 +127,27 @@ class Admission:
             if (message.codec, message.max_positions) != (first.codec, first.max_positions):
                 raise RemoteError("a session's codec and length never change")
 
+    def superseded(self, message: Open, span: Span) -> list[HopKey]:
+        """Hops that make way for another of their session: a newer path has left them out.
+
+        Only where all together would hold more layers than the model has: until the session
+        moves to its new path, it may still run on the old one.
+        """
+        if self._fits(message, span, []):
+            return []
+        return [
+            key for key, one in self._running(message.session).items()
+            if one.opened.attempt < message.attempt
+            and Hop(self._peer, one.span) not in message.path
+        ]  # fmt: skip
+
+    def _fits(self, message: Open, span: Span, gone: list[HopKey]) -> bool:
+        """Whether a session's hops here, `gone` apart, hold no more layers than its model has."""
+        before = HopKey(message.session, span.start)
+        running = self._running(message.session).items()
+        held = sum(one.span.layers for key, one in running if key not in (before, *gone))
+        return held + span.layers <= self.models[message.model].layers
+
     def _running(self, session: SessionId) -> dict[HopKey, Hosted]:
         return {key: one for key, one in self._hosted.items() if key.session == session}
 
@@ -142,6 +163,8 @@ class Admission:
             return "a session can't go over to another model"
         if not running and (reason := self._objection_to_new(owner, message, model, span)):
             return reason
+        if not self._fits(message, span, self.superseded(message, span)):
+            return f"a session may hold {model.layers} layers here in all"
         if not model.can_host(span):
             return f"layers {span} are not here and would not fit"
         return ""

@@ -224,11 +224,13 @@ class HopMachine:
         reason = self._admission.objection(sender, message, hop.span)
         if reason:
             return [hosted.refuse(message, reason)]
+        left_out = [one for one in self._admission.superseded(message, hop.span) if one != key]
+        closed = [self._forget(one) for one in left_out]
         if before is not None:
-            self._forget(key)
+            self._forget(key)  # the engine begins it anew
         self._hosted[key] = hosted
         job = OpenJob(message.model, key, message.attempt, hop.span, message.max_positions, sender)
-        return [Run(job)]
+        return [*closed, Run(job)]
 
     def _opened(self, hosted: Hosted, outcome: Outcome) -> list[Action]:
         if isinstance(outcome, GennodeError):
