@@ -110,7 +110,7 @@ class Company:
     def __post_init__(self) -> None:
         model = HostedModel(
             MODEL, LAYERS, TOY_DIM, 32_768, lambda _span: True,
-            cache_position_bytes=lambda span: 4 * TOY_DIM * span.layers * self.gives_caches,
+            cache_position_bytes=lambda _span: 4 * TOY_DIM * self.gives_caches,
         )  # fmt: skip
         self.hops: dict[PeerId, HopMachine] = {}
         self.engines = {one: Engine() for one in (FIRST, SECOND, THIRD, SPARE, OTHER)}
