@@ -224,23 +224,23 @@ async def test_messages_of_no_session_draw_at_most_a_refusal() -> None:
         await attacker.settled(cast.owner.machine.peer)  # it hosts nothing, and says so
 
 
-@pytest.mark.parametrize("kind", ["elsewhere", "a gap", "an overlap", "half a row"])
+@pytest.mark.parametrize("kind", ["elsewhere", "a gap", "an overlap", "other terms"])
 async def test_a_route_that_can_not_be_costs_its_author_the_link(kind: str) -> None:
     async with attacked() as (cast, attacker):
         peer = cast.workers[1].machine.peer
         first, second, third = _path(cast)
         mine = Hop(ATTACKER.peer, first.span)
         good = msgspec.structs.replace(_opening(cast, 1), path=(mine, second, third))
-        variants: dict[str, Message] = {
+        variants = {
             "elsewhere": msgspec.structs.replace(good, index=2),
             "a gap": msgspec.structs.replace(good, path=(mine, Hop(peer, Span(3, 4)), third)),
             "an overlap": msgspec.structs.replace(good, path=(mine, Hop(peer, Span(1, 4)), third)),
-            "half a row": _step(layer=2),
+            "other terms": msgspec.structs.replace(good, attempt=1, codec="int8"),
         }
         bad = variants[kind]
         attacker.links.send(peer, good)
         await attacker.until(lambda: any(isinstance(heard, Accept) for heard in attacker.heard))
-        attacker.links.send(peer, bad, bytes(2 * TOY_DIM) if isinstance(bad, Step) else b"")
+        attacker.links.send(peer, bad)
         await attacker.cut_off(peer)
         await attacker.settled(peer)  # it may come back, and is heard
 
