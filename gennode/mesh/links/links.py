@@ -41,7 +41,7 @@ class Links:
     `on_down(peer, reason, breach)` is called once when a peer is given up: all that was queued
     for it is dropped. A later `send` to it starts anew. `on_trouble(peer, reason)` is called
     before that, when a peer that worked refuses us and may be back in a moment, `on_alive(peer)`
-    each time that a peer confirms that something of ours has arrived. After a breach
+    each time that a peer confirms some of what we sent it, while more is on its way. After a breach
     the peer is banned for a while: nothing is read from it, and nothing goes to it.
     """
 

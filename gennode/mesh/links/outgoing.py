@@ -32,7 +32,7 @@ class Outgoing:
 
     Calls `on_over(self, reason, breach)` once if it is given up, or `on_done(self)` once its
     end is confirmed; `on_trouble(peer, reason)` when the peer refuses us after a stream broke,
-    once for each; `on_alive(peer)` when the peer confirms that something has arrived.
+    once for each; `on_alive(peer)` when the peer confirms something, but not all.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Outgoing:
             self._give_up(str(error), breach=True)
         except NetworkError as error:
             self._give_up(str(error), breach=False)
-        if self._sender.acknowledged > before:
+        if self._sender.acknowledged > before and self._sender.unacknowledged_bytes:
             self._on_alive(self.peer)
         if self._sender.is_done and not self._is_over:
             self._is_over = True

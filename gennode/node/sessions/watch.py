@@ -8,6 +8,7 @@ from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import Pong
 
 PONG_LIMIT_S = 1.0  # a process that lives answers a ping in milliseconds
+TAKING_LIMIT_S = 30.0  # a window of frames on a line of 4.5 Mbit/s: so long pings may be behind it
 IDLE_PONGS = 3  # pongs in a row that must show a hop idle: a frame may still be on its way
 
 
@@ -52,9 +53,13 @@ class Watch:
         return {
             peer
             for peer in self._pinged_s.keys() & set(among)
-            if now_s - max(self._pinged_s[peer], self._alive_s.get(peer, 0.0))
-            > PONG_LIMIT_S + ahead_s * (peer == first)
+            if now_s - self._last_sign_s(peer) > PONG_LIMIT_S + ahead_s * (peer == first)
         }
+
+    def _last_sign_s(self, peer: PeerId) -> float:
+        """When who owes a pong last showed life: to take things in is not enough for ever."""
+        pinged_s = self._pinged_s[peer]
+        return min(max(pinged_s, self._alive_s.get(peer, pinged_s)), pinged_s + TAKING_LIMIT_S)
 
     @property
     def is_answered(self) -> bool:

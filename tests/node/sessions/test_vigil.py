@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gennode.node.sessions.patience import ENOUGH_STEPS, MIN_BUSY_S, MIN_PATIENCE_S, REPLAY_LIMIT_S
 from gennode.node.sessions.vigil import LEAST_BYTES_PER_S, WORK_LIMIT_S, Vigil
-from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S
+from gennode.node.sessions.watch import IDLE_PONGS, PONG_LIMIT_S, TAKING_LIMIT_S
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Pong, Progress
 from tests.node.conftest import FIRST, PATH, SECOND, SESSION, THIRD
@@ -179,16 +179,26 @@ def test_pings_behind_a_prompt_are_waited_for_at_the_first_hop_alone() -> None:
     assert at_s > rows * ROW_BYTES / LEAST_BYTES_PER_S
 
 
-def test_who_takes_in_what_we_send_is_not_silent() -> None:
+def test_who_takes_in_what_we_send_is_not_silent_for_a_while() -> None:
     vigil = begun()
     now_s = 0.0
-    while now_s < 20.0:
+    while vigil.fault(now_s) is None:
         now_s += TICK_S
         vigil.pings(now_s)
         for hop in PATH:
             vigil.alive(hop.peer, now_s)
-        assert vigil.fault(now_s) is None
-    while vigil.fault(now_s) is None:  # and then it is
+    assert now_s > TAKING_LIMIT_S
+
+
+def test_who_took_things_in_and_then_nothing_more_is_silent() -> None:
+    vigil = begun()
+    now_s = 0.0
+    while vigil.fault(now_s) is None:
         now_s += TICK_S
         vigil.pings(now_s)
-    assert 20.0 + PONG_LIMIT_S < now_s < 20.0 + PONG_LIMIT_S + 1
+        if now_s < TAKING_LIMIT_S / 2:
+            vigil.alive(FIRST, now_s)
+            vigil.alive(SECOND, now_s)
+            vigil.alive(THIRD, now_s)
+    since_s = now_s - TAKING_LIMIT_S / 2
+    assert PONG_LIMIT_S - 2 * TICK_S < since_s < PONG_LIMIT_S + 1
