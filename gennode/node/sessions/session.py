@@ -43,7 +43,7 @@ from gennode.wire.messages import (
 
 SEEK_INTERVAL_S = 0.5
 SEEK_LIMIT_S = 15.0  # how long a session waits for somebody to cover the missing layers
-FIRST_SEEK_LIMIT_S = 5.0  # the same before it has begun: there is nothing to lose yet
+FIRST_SEEK_LIMIT_S = 7.5  # before it has begun: gaps are mostly closed by then, and who asks waits
 REPAIR_LIMIT_S = 60.0  # from a fault to the next answered step, if routes are found and break
 AVOID_S = 5.0  # a peer that failed may be tried again after this, if nobody else is there
 

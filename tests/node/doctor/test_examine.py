@@ -250,7 +250,8 @@ async def test_the_node_that_runs_is_asked(rival: tuple[str, ...] | None, machin
     told = NodeStatus(state.key().peer, (own,), 0, 0, 0.0, 0.0, 0, (), rival)
     control = str(machine.folder / "control")
 
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.readline()
         writer.write(msgspec.json.encode(told))
         writer.close()
         await writer.wait_closed()
