@@ -37,7 +37,7 @@ from gennode.node.sessions.course import SessionTerms
 from gennode.node.sessions.session import SessionMachine
 from gennode.wire.activations import codec
 from gennode.wire.ids import PeerId, Span
-from gennode.wire.messages import Message, Probe
+from gennode.wire.messages import CachePart, Message, Probe
 from tests.node.conftest import FIRST, LAYERS, MODEL, OWNER, PATH, SECOND, SPARE, THIRD, peer
 from tests.node.sessions.scouts import TERMS, Directory, spares
 
@@ -240,3 +240,15 @@ def begun(**fields: object) -> Company:
     company.say(10)
     company.tick(0.5)
     return company
+
+
+def after_two_parts() -> Callable[[Letter], bool]:
+    """Keeps back a cache but for its first two parts."""
+    parts: list[Letter] = []
+
+    def held(letter: Letter) -> bool:
+        if isinstance(letter[2], CachePart):
+            parts.append(letter)
+        return len(parts) > 2 and isinstance(letter[2], CachePart)
+
+    return held

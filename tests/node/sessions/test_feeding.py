@@ -12,7 +12,6 @@ from gennode.node.sessions.standins import StandIns
 from gennode.wire.ids import Hop, PeerId
 from gennode.wire.messages import (
     Accept,
-    CachePart,
     Credit,
     Failed,
     Fed,
@@ -22,7 +21,7 @@ from gennode.wire.messages import (
     Step,
 )
 from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD, frame
-from tests.node.sessions.company import OTHER, Letter, begun, reroutes
+from tests.node.sessions.company import OTHER, after_two_parts, begun, reroutes
 from tests.node.sessions.scouts import TERMS, Directory, opens, sent, spares
 
 
@@ -182,15 +181,7 @@ def test_who_sends_the_frames_can_end_it() -> None:
 
 def test_steps_taken_back_in_the_middle_of_a_handover_are_replayed() -> None:
     company = begun()
-    parts: list[Letter] = []
-
-    def slowly(letter: Letter) -> bool:
-        """Two parts of the cache come through."""
-        if isinstance(letter[2], CachePart):
-            parts.append(letter)
-        return len(parts) > 2 and isinstance(letter[2], CachePart)
-
-    company.held = slowly
+    company.held = after_two_parts()
     company.drain(SECOND)
     company.tick(0.2)
     company.take_back(100)

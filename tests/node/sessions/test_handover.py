@@ -18,7 +18,15 @@ from gennode.node.sessions.handover import (
 from gennode.wire.ids import PeerId
 from gennode.wire.messages import Accept, CachePart, Close, Failed, Fed, Feed, Leaving, Open, Step
 from tests.node.conftest import FIRST, OWNER, PATH, SECOND, SESSION, SPARE, THIRD
-from tests.node.sessions.company import OTHER, Company, Letter, begun, reroutes, stand_in
+from tests.node.sessions.company import (
+    OTHER,
+    Company,
+    Letter,
+    after_two_parts,
+    begun,
+    reroutes,
+    stand_in,
+)
 from tests.node.sessions.scouts import TERMS, Directory, nobody, spares
 
 
@@ -172,15 +180,7 @@ def test_a_leaver_that_nobody_can_replace_is_kept() -> None:
 
 def test_a_leaver_that_dies_too_soon_is_an_ordinary_repair_with_what_was_fed() -> None:
     company = begun()
-    parts: list[Letter] = []
-
-    def slowly(letter: Letter) -> bool:
-        """Two parts of the cache come through."""
-        if isinstance(letter[2], CachePart):
-            parts.append(letter)
-        return len(parts) > 2 and isinstance(letter[2], CachePart)
-
-    company.held = slowly
+    company.held = after_two_parts()
     company.drain(SECOND)
     company.tick(0.2)
     company.lose(SECOND)
